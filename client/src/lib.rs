@@ -1,0 +1,5 @@
+//! Blocking client for lockd.
+
+#![forbid(unsafe_code)]
+
+pub mod wire;

@@ -1,0 +1,3 @@
+//! The lockd daemon.
+
+fn main() {}
