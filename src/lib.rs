@@ -4,5 +4,6 @@
 
 pub mod clock;
 pub mod ids;
+pub mod json;
 pub mod store;
 pub mod threads;
