@@ -5,5 +5,6 @@
 pub mod clock;
 pub mod ids;
 pub mod json;
+pub mod logging;
 pub mod store;
 pub mod threads;
