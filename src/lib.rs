@@ -3,8 +3,14 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod error;
 pub mod ids;
 pub mod json;
+pub mod keys;
+pub mod lease;
 pub mod logging;
+pub mod record;
+pub mod state;
 pub mod store;
 pub mod threads;
+pub mod txn;

@@ -217,7 +217,10 @@ impl fmt::Display for LogError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LogError::Level(text) => {
-                write!(f, "log level {text:?}: expected trace, debug, info, warn, error or none")
+                write!(
+                    f,
+                    "log level {text:?}: expected trace, debug, info, warn, error or none"
+                )
             }
             LogError::Mode(text) => write!(f, "log mode {text:?}: expected console, structured or json"),
             LogError::FileMode(text) => write!(f, "log file mode {text:?}: expected octal permissions such as 0600"),
@@ -491,7 +494,11 @@ mod tests {
         assert_eq!(lines.len(), 2, "{text}");
         let object: Value = serde_json::from_str(lines[0]).unwrap();
         assert_eq!(object["text"], "one\ntwo\t\"three\"");
-        assert!(lines[1].ends_with(r#" WARN  a odd text="one\ntwo\t\"three\"""#), "{}", lines[1]);
+        assert!(
+            lines[1].ends_with(r#" WARN  a odd text="one\ntwo\t\"three\"""#),
+            "{}",
+            lines[1]
+        );
     }
 
     #[test]

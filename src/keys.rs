@@ -1,0 +1,202 @@
+//! Names of things, and where their records live. The only place that builds storage keys.
+//!
+//! ```text
+//! k/<namespace>/<key>   the record of a key
+//! t/<txn id>            the record of a transaction
+//! n/<namespace>         the configuration of a namespace
+//! ```
+//!
+//! A namespace holds no `/`, so the first two parts are never ambiguous. Keys may (`orders/4711`), and may hold `.` and
+//! `..` as segments: they are text to us, and an engine that maps names to paths must encode them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use lockd_client::wire::{NAME_BYTES_MAX, is_name_byte, normalize_namespace};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Xid;
+use crate::store::RecordKey;
+
+/// A namespace in its one form: lower case, 1 to 128 of `a-z 0-9 . _ -`, not beginning with a dot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Namespace(Arc<str>);
+
+/// A key in its one form: lower case, segments of `a-z 0-9 . _ -` with `/` between them, 1 to 128 bytes in all.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Key(Arc<str>);
+
+/// Why a text is no name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameError(String);
+
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NameError {}
+
+impl Namespace {
+    /// Brings a namespace into its one form. The caller has replaced an empty one by its default.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        let Some(name) = normalize_namespace(text) else {
+            return Err(NameError(format!(
+                "namespace {:?} must be 1 to {NAME_BYTES_MAX} characters of a-z, 0-9, '.', '_' and '-'",
+                shown(text.trim())
+            )));
+        };
+        if name.starts_with('.') {
+            return Err(NameError(format!("namespace {name:?} is reserved")));
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Key {
+    /// Brings a key into its one form: trimmed, one leading `/` removed, every segment trimmed and lower-cased.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        let name = text.trim();
+        let name = name.strip_prefix('/').unwrap_or(name);
+        if name.len() > NAME_BYTES_MAX {
+            return Err(NameError(format!("key is longer than {NAME_BYTES_MAX} bytes")));
+        }
+        let mut key = String::with_capacity(name.len());
+        for segment in name.split('/') {
+            let segment = segment.trim();
+            if !key.is_empty() {
+                key.push('/');
+            }
+            let legal = segment.bytes().all(|byte| is_name_byte(byte.to_ascii_lowercase()));
+            if segment.is_empty() || !legal {
+                return Err(NameError(format!(
+                    "key {:?}: each segment must be one or more of a-z, 0-9, '.', '_' and '-'",
+                    shown(text.trim())
+                )));
+            }
+            key.extend(segment.bytes().map(|byte| char::from(byte.to_ascii_lowercase())));
+        }
+        Ok(Self(key.into()))
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// True for the state that belongs to a queue message: `q/<queue>/state/<id>`.
+    pub fn is_queue_state(&self) -> bool {
+        let mut segments = self.0.split('/');
+        segments.next() == Some("q")
+            && segments.next().is_some()
+            && segments.next() == Some("state")
+            && segments.next().is_some()
+            && segments.next().is_none()
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What acquire echoes: the key as asked for, without surrounding space, one leading `/` and a leading `<namespace>/`.
+/// Case stays as it was.
+pub fn echoed_key<'a>(text: &'a str, namespace: &Namespace) -> &'a str {
+    let key = text.trim();
+    let key = key.strip_prefix('/').unwrap_or(key);
+    match key.split_at_checked(namespace.as_str().len()) {
+        Some((head, tail)) if head.eq_ignore_ascii_case(namespace.as_str()) => tail.strip_prefix('/').unwrap_or(key),
+        _ => key,
+    }
+}
+
+/// Where the record of a key lives.
+pub fn key_record(namespace: &Namespace, key: &Key) -> RecordKey {
+    RecordKey::new(["k/", namespace.as_str(), "/", key.as_str()].concat())
+}
+
+/// Where the record of a transaction lives.
+pub fn txn_record(txn_id: &Xid) -> RecordKey {
+    RecordKey::new(["t/", txn_id.as_str()].concat())
+}
+
+/// Where the configuration of a namespace lives.
+pub fn namespace_record(namespace: &Namespace) -> RecordKey {
+    RecordKey::new(["n/", namespace.as_str()].concat())
+}
+
+/// Caps what an error message repeats of the caller's text.
+fn shown(text: &str) -> String {
+    text.chars().take(NAME_BYTES_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &str) -> Option<String> {
+        Key::parse(text).ok().map(|key| key.as_str().to_owned())
+    }
+
+    #[test]
+    fn keys_have_one_form() {
+        assert_eq!(key("Orders/A").as_deref(), Some("orders/a"));
+        assert_eq!(key(" /a ").as_deref(), Some("a"));
+        assert_eq!(key("a / b").as_deref(), Some("a/b"));
+        assert_eq!(key("..").as_deref(), Some(".."));
+        assert_eq!(key(&"k".repeat(128)).map(|key| key.len()), Some(128));
+    }
+
+    #[test]
+    fn malformed_keys_are_refused() {
+        for bad in ["", "/", "a//b", "a b", "a/", "a\u{fc}", "//a", &"k".repeat(129)] {
+            assert_eq!(key(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn acquire_echoes_the_key_without_its_namespace() {
+        let shop = Namespace::parse("shop").unwrap();
+        assert_eq!(echoed_key(" /shop/Orders/A", &shop), "Orders/A");
+        assert_eq!(echoed_key("Orders/A", &shop), "Orders/A");
+        assert_eq!(echoed_key("shop", &shop), "shop");
+        assert_eq!(echoed_key("shopping/a", &shop), "shopping/a");
+        assert_eq!(echoed_key("\u{fc}\u{fc}\u{fc}", &shop), "\u{fc}\u{fc}\u{fc}");
+    }
+
+    #[test]
+    fn reserved_and_malformed_namespaces_are_refused() {
+        assert!(
+            Namespace::parse(".txns")
+                .unwrap_err()
+                .to_string()
+                .contains("is reserved")
+        );
+        assert!(Namespace::parse("a/b").is_err());
+        assert_eq!(Namespace::parse(" Shop ").unwrap().as_str(), "shop");
+    }
+
+    #[test]
+    fn queue_state_keys_are_told_from_others() {
+        assert!(Key::parse("q/x/state/y").unwrap().is_queue_state());
+        assert!(!Key::parse("q/x/msg/y").unwrap().is_queue_state());
+        assert!(!Key::parse("q/x/state").unwrap().is_queue_state());
+        assert!(!Key::parse("a/q/x/state/y").unwrap().is_queue_state());
+    }
+}

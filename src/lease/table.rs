@@ -1,0 +1,453 @@
+//! Records of keys over a store: read, decide, write if nothing has changed, or start again.
+//!
+//! Every change of a key goes through [`KeyTable::change`]. Within the process, calls on one key take their turn at a
+//! striped lock, so that contention costs a queue and not a storm of failed writes; between processes the conditional
+//! write decides. The table also keeps the transaction records in step, in the same batch, and tells whoever waits when
+//! a lease has ended.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::clock::SharedClock;
+use crate::error::Error;
+use crate::ids::Xid;
+use crate::keys::{self, Key, Namespace};
+use crate::lease::rules::{Now, Refused};
+use crate::record::{KeyRecord, LeaseRecord, Participant, TxnRecord, decode_key, decode_txn, encode_key, encode_txn};
+use crate::store::{Batch, BodyId, Change, Etag, Precondition, RecordKey, RecordWrite, Store, StoreError, Written};
+use crate::txn;
+
+/// How often a change may lose its race against other writers before it gives up.
+const ROUNDS_MAX: usize = 100;
+const STRIPES: usize = 256;
+
+/// Hears of keys whose lease has ended or will end sooner than it seemed. Must be quick: it runs inside the write.
+pub trait LeaseEnds: Send + Sync {
+    /// The lease on this key's record may be over.
+    fn lease_ended(&self, key: &RecordKey);
+}
+
+/// A key in its namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct KeyName {
+    /// Namespace.
+    pub namespace: Namespace,
+    /// Key.
+    pub key: Key,
+}
+
+impl KeyName {
+    /// Where its record lives.
+    pub fn record_key(&self) -> RecordKey {
+        keys::key_record(&self.namespace, &self.key)
+    }
+
+    fn member(&self, lease_id: &Xid, enlisted: bool) -> Participant {
+        Participant {
+            namespace: self.namespace.clone(),
+            key: self.key.clone(),
+            lease_id: lease_id.clone(),
+            enlisted,
+        }
+    }
+}
+
+/// Reads and changes key records. One per server.
+pub struct KeyTable {
+    store: Arc<dyn Store>,
+    clock: SharedClock,
+    waiters: Arc<dyn LeaseEnds>,
+    stripes: Vec<Mutex<()>>,
+    hasher: RandomState,
+}
+
+/// What one round of a change decides.
+pub enum Step<T> {
+    /// Nothing is written.
+    Answer(T),
+    /// The key's record becomes this one; afterwards the answer is given.
+    Write(Box<KeyRecord>, T),
+    /// The key's record and others become these; the view has collected them.
+    WriteAll(Result<T, Error>),
+}
+
+impl KeyTable {
+    /// A table over a store. Engines without atomic batches cannot keep transactions in step yet and are refused.
+    pub fn new(store: Arc<dyn Store>, clock: SharedClock, waiters: Arc<dyn LeaseEnds>) -> Result<Self, StoreError> {
+        if !store.capabilities().atomic_batch {
+            return Err(StoreError::Unavailable {
+                detail: "the store has no atomic batches".to_owned(),
+            });
+        }
+        let stripes = (0..STRIPES).map(|_| Mutex::new(())).collect();
+        Ok(Self {
+            store,
+            clock,
+            waiters,
+            stripes,
+            hasher: RandomState::new(),
+        })
+    }
+
+    /// The store underneath.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The time, for rules.
+    pub fn now(&self) -> Now {
+        Now {
+            ms: self.clock.wall_ms(),
+        }
+    }
+
+    /// Reads the record of a key.
+    pub fn read(&self, name: &KeyName) -> Result<Option<KeyRecord>, Error> {
+        Ok(self.read_key(&name.record_key())?.map(|(record, _)| record))
+    }
+
+    /// Changes a key: calls `decide` with a view of its record until what it decides could be written.
+    ///
+    /// `bodies` are written along with the record that names them. Bodies that the changed records named before and no
+    /// longer name are dropped.
+    pub fn change<T>(
+        &self,
+        name: &KeyName,
+        bodies: &[(BodyId, Arc<[u8]>)],
+        mut decide: impl FnMut(&mut View<'_>) -> Result<Step<T>, Error>,
+    ) -> Result<T, Error> {
+        let record_key = name.record_key();
+        let stripe = usize::try_from(self.hasher.hash_one(&record_key) % STRIPES as u64).unwrap_or(0);
+        let _turn = self.stripes[stripe].lock();
+        for _ in 0..ROUNDS_MAX {
+            let found = self.read_key(&record_key)?;
+            let read = vec![(record_key.clone(), found)];
+            let mut view = View {
+                table: self,
+                name,
+                now: self.now(),
+                read,
+                writes: Vec::with_capacity(2),
+            };
+            let answer = match decide(&mut view) {
+                Ok(Step::Answer(answer)) => return Ok(answer),
+                Ok(Step::Write(record, answer)) => {
+                    view.put_key(name, *record)?;
+                    Ok(answer)
+                }
+                Ok(Step::WriteAll(answer)) => answer,
+                Err(Error::Refused(Refused {
+                    cleared: Some(record),
+                    reason,
+                    version,
+                    etag,
+                })) => {
+                    view.put_key(name, *record)?;
+                    Err(Error::Refused(Refused {
+                        cleared: None,
+                        reason,
+                        version,
+                        etag,
+                    }))
+                }
+                Err(other) => return Err(other),
+            };
+            if view.commit(bodies)? {
+                return answer;
+            }
+        }
+        Err(Error::Contended)
+    }
+
+    /// Drops bodies that no record names.
+    pub fn drop_bodies(&self, drop_bodies: Vec<BodyId>) -> Result<(), Error> {
+        if !drop_bodies.is_empty() {
+            self.store.write(Batch {
+                drop_bodies,
+                ..Batch::default()
+            })?;
+        }
+        Ok(())
+    }
+
+    fn read_key(&self, record_key: &RecordKey) -> Result<Option<(KeyRecord, Etag)>, Error> {
+        let Some(stored) = self.store.read(record_key)? else {
+            return Ok(None);
+        };
+        match decode_key(&stored.value) {
+            Ok(record) => Ok(Some((record, stored.etag))),
+            Err(cause) => Err(Error::CorruptRecord {
+                key: record_key.clone(),
+                cause,
+            }),
+        }
+    }
+
+    fn read_txn(&self, txn_id: &Xid) -> Result<Option<(TxnRecord, Etag)>, Error> {
+        let record_key = keys::txn_record(txn_id);
+        let Some(stored) = self.store.read(&record_key)? else {
+            return Ok(None);
+        };
+        match decode_txn(&stored.value) {
+            Ok(record) => Ok(Some((record, stored.etag))),
+            Err(cause) => Err(Error::CorruptRecord { key: record_key, cause }),
+        }
+    }
+}
+
+/// What one round of a change has read and wants to write.
+pub struct View<'a> {
+    table: &'a KeyTable,
+    name: &'a KeyName,
+    now: Now,
+    /// What has been read so far; the key that is being changed comes first.
+    read: Vec<(RecordKey, Option<(KeyRecord, Etag)>)>,
+    writes: Vec<PendingWrite>,
+}
+
+struct PendingWrite {
+    write: RecordWrite,
+    dropped: Vec<BodyId>,
+    wake: bool,
+}
+
+impl View<'_> {
+    /// The time of this round.
+    pub fn now(&self) -> Now {
+        self.now
+    }
+
+    /// The record of the key that is being changed.
+    pub fn record(&self) -> Option<&KeyRecord> {
+        self.read
+            .first()
+            .and_then(|(_, found)| found.as_ref())
+            .map(|(record, _)| record)
+    }
+
+    /// The record of another key.
+    pub fn other(&mut self, name: &KeyName) -> Result<Option<KeyRecord>, Error> {
+        if name == self.name {
+            return Ok(self.record().cloned());
+        }
+        let record_key = name.record_key();
+        if !self.read.iter().any(|(known, _)| *known == record_key) {
+            let found = self.table.read_key(&record_key)?;
+            self.read.push((record_key.clone(), found));
+        }
+        Ok(self.found(&record_key).map(|(record, _)| record.clone()))
+    }
+
+    /// The record of a transaction; an empty one if there is none.
+    pub fn txn(&self, txn_id: &Xid) -> Result<(TxnRecord, Option<Etag>), Error> {
+        Ok(self
+            .table
+            .read_txn(txn_id)?
+            .map_or((TxnRecord::default(), None), |(record, etag)| (record, Some(etag))))
+    }
+
+    /// Writes a key's record, and whatever its transaction must know of the change: a lease that begins joins, a lease
+    /// that ends leaves, a first staging enlists. Not for the members of a decided transaction: see `put_decided`.
+    pub fn put_key(&mut self, name: &KeyName, record: KeyRecord) -> Result<(), Error> {
+        let before = self.other(name)?;
+        let old_lease = before.as_ref().and_then(|before| before.lease.clone());
+        let same_lease = old_lease.as_ref().map(|lease| &lease.id) == record.lease.as_ref().map(|lease| &lease.id);
+        if same_lease {
+            let had_staged = before.as_ref().is_some_and(|before| before.staged.is_some());
+            if let Some(lease) = record.lease.as_ref().filter(|lease| lease.explicit && !had_staged)
+                && record.staged.is_some()
+            {
+                let (txn, etag) = self.txn(&lease.txn_id)?;
+                self.put_txn(
+                    &lease.txn_id,
+                    &txn::rules::join(&txn, name.member(&lease.id, true)),
+                    etag,
+                );
+            }
+        } else {
+            self.change_membership(name, old_lease.as_ref(), record.lease.as_ref())?;
+        }
+        self.put_decided(name, &record);
+        Ok(())
+    }
+
+    /// Writes a key's record and nothing else; its transaction is written by whoever decides it.
+    pub fn put_decided(&mut self, name: &KeyName, record: &KeyRecord) {
+        let record_key = name.record_key();
+        let before = self.found(&record_key);
+        let precondition = match before {
+            Some((_, etag)) => Precondition::Matches(etag.clone()),
+            None => Precondition::Absent,
+        };
+        let dropped = before.map_or_else(Vec::new, |(before, _)| {
+            before
+                .bodies()
+                .filter(|old| !record.bodies().any(|new| new == *old))
+                .cloned()
+                .collect()
+        });
+        let wake = before.is_some_and(|(before, _)| ends_sooner(before.lease.as_ref(), record.lease.as_ref()));
+        let change = Change::Put(encode_key(record));
+        self.writes.push(PendingWrite {
+            write: RecordWrite {
+                key: record_key,
+                precondition,
+                change,
+            },
+            dropped,
+            wake,
+        });
+    }
+
+    /// Writes a transaction's record, or deletes it when nobody takes part any more.
+    pub fn put_txn(&mut self, txn_id: &Xid, record: &TxnRecord, etag: Option<Etag>) {
+        let change = if record.participants.is_empty() {
+            Change::Delete
+        } else {
+            Change::Put(encode_txn(record))
+        };
+        let precondition = etag.map_or(Precondition::Absent, Precondition::Matches);
+        let write = RecordWrite {
+            key: keys::txn_record(txn_id),
+            precondition,
+            change,
+        };
+        self.writes.push(PendingWrite {
+            write,
+            dropped: Vec::new(),
+            wake: false,
+        });
+    }
+
+    fn found(&self, record_key: &RecordKey) -> Option<&(KeyRecord, Etag)> {
+        self.read
+            .iter()
+            .find(|(known, _)| known == record_key)
+            .and_then(|(_, found)| found.as_ref())
+    }
+
+    fn change_membership(
+        &mut self,
+        name: &KeyName,
+        old: Option<&LeaseRecord>,
+        new: Option<&LeaseRecord>,
+    ) -> Result<(), Error> {
+        if let (Some(old), Some(new)) = (old, new)
+            && old.txn_id == new.txn_id
+        {
+            let (txn, etag) = self.txn(&old.txn_id)?;
+            let txn = txn::rules::join(&txn::rules::lose(&txn, &old.id), name.member(&new.id, false));
+            self.put_txn(&new.txn_id, &txn, etag);
+            return Ok(());
+        }
+        if let Some(old) = old {
+            self.leave(old)?;
+        }
+        if let Some(new) = new {
+            self.join(name, new)?;
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, old: &LeaseRecord) -> Result<(), Error> {
+        if old.explicit {
+            let (txn, etag) = self.txn(&old.txn_id)?;
+            if etag.is_none() {
+                return Ok(());
+            }
+            let mut left = txn::rules::lose(&txn, &old.id);
+            // Once nobody of the transaction lives, there is nothing left to decide and its record goes.
+            let mut somebody_lives = false;
+            for member in left.participants.iter().filter(|member| member.lease_id != old.id) {
+                let key = self.other(&KeyName {
+                    namespace: member.namespace.clone(),
+                    key: member.key.clone(),
+                })?;
+                somebody_lives |= txn::rules::is_member_alive(member, key.as_ref(), self.now);
+            }
+            if !somebody_lives {
+                left.participants.clear();
+            }
+            self.put_txn(&old.txn_id, &left, etag);
+        } else {
+            // A minted transaction has one member, and whoever joins it turns that member's lease explicit in the same
+            // batch: this round would lose its race on the key's record.
+            let write = RecordWrite {
+                key: keys::txn_record(&old.txn_id),
+                precondition: Precondition::Any,
+                change: Change::Delete,
+            };
+            self.writes.push(PendingWrite {
+                write,
+                dropped: Vec::new(),
+                wake: false,
+            });
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, name: &KeyName, new: &LeaseRecord) -> Result<(), Error> {
+        let (mut txn, etag) = if new.explicit {
+            self.txn(&new.txn_id)?
+        } else {
+            (TxnRecord::default(), None)
+        };
+        // Joining a transaction that acquire minted: from now on the lease that it was minted for is one of several.
+        for member in txn.participants.clone() {
+            let other = KeyName {
+                namespace: member.namespace.clone(),
+                key: member.key.clone(),
+            };
+            let Some(mut key) = self.other(&other)? else { continue };
+            let Some(lease) = key
+                .lease
+                .as_mut()
+                .filter(|lease| lease.id == member.lease_id && !lease.explicit)
+            else {
+                continue;
+            };
+            lease.explicit = true;
+            let enlisted = key.staged.is_some();
+            txn = txn::rules::join(&txn, other.member(&member.lease_id, enlisted));
+            self.put_decided(&other, &key);
+        }
+        self.put_txn(&new.txn_id, &txn::rules::join(&txn, name.member(&new.id, false)), etag);
+        Ok(())
+    }
+
+    /// Writes everything in one batch. False: somebody else was quicker, and nothing happened.
+    fn commit(self, bodies: &[(BodyId, Arc<[u8]>)]) -> Result<bool, Error> {
+        let mut batch = Batch {
+            bodies: bodies.to_vec(),
+            ..Batch::default()
+        };
+        let mut woken = Vec::new();
+        for pending in self.writes {
+            if pending.wake {
+                woken.push(pending.write.key.clone());
+            }
+            batch.drop_bodies.extend(pending.dropped);
+            batch.records.push(pending.write);
+        }
+        match self.table.store.write(batch)? {
+            Written::Refused { .. } => Ok(false),
+            Written::Done(_) => {
+                for key in &woken {
+                    self.table.waiters.lease_ended(key);
+                }
+                Ok(true)
+            }
+        }
+    }
+}
+
+/// True when whoever waits for the old lease to end need not wait that long any more.
+fn ends_sooner(old: Option<&LeaseRecord>, new: Option<&LeaseRecord>) -> bool {
+    match (old, new) {
+        (None, _) => false,
+        (Some(_), None) => true,
+        (Some(old), Some(new)) => new.id == old.id && new.expires_at_unix < old.expires_at_unix,
+    }
+}

@@ -1,0 +1,3 @@
+//! Transactions over several keys.
+
+pub mod rules;
