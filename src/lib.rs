@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod dispatch;
 pub mod error;
 pub mod ids;
 pub mod json;

@@ -134,7 +134,7 @@ impl KeyTable {
             let answer = match decide(&mut view) {
                 Ok(Step::Answer(answer)) => return Ok(answer),
                 Ok(Step::Write(record, answer)) => {
-                    view.put_key(name, *record)?;
+                    view.put_key(name, &record)?;
                     Ok(answer)
                 }
                 Ok(Step::WriteAll(answer)) => answer,
@@ -144,7 +144,7 @@ impl KeyTable {
                     version,
                     etag,
                 })) => {
-                    view.put_key(name, *record)?;
+                    view.put_key(name, &record)?;
                     Err(Error::Refused(Refused {
                         cleared: None,
                         reason,
@@ -250,7 +250,7 @@ impl View<'_> {
 
     /// Writes a key's record, and whatever its transaction must know of the change: a lease that begins joins, a lease
     /// that ends leaves, a first staging enlists. Not for the members of a decided transaction: see `put_decided`.
-    pub fn put_key(&mut self, name: &KeyName, record: KeyRecord) -> Result<(), Error> {
+    pub fn put_key(&mut self, name: &KeyName, record: &KeyRecord) -> Result<(), Error> {
         let before = self.other(name)?;
         let old_lease = before.as_ref().and_then(|before| before.lease.clone());
         let same_lease = old_lease.as_ref().map(|lease| &lease.id) == record.lease.as_ref().map(|lease| &lease.id);
@@ -269,7 +269,7 @@ impl View<'_> {
         } else {
             self.change_membership(name, old_lease.as_ref(), record.lease.as_ref())?;
         }
-        self.put_decided(name, &record);
+        self.put_decided(name, record);
         Ok(())
     }
 

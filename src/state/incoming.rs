@@ -111,7 +111,7 @@ impl<'a> Incoming<'a> {
         let mut along = Vec::new();
         let body = match self.body {
             Some(mut writer) => {
-                writer.write_all(&self.spool).map_err(not_written)?;
+                writer.write_all(&self.spool).map_err(|cause| not_written(&cause))?;
                 Body::Stored(writer.finish()?)
             }
             None if self.spool.len() <= INLINE_BYTES_MAX => Body::Inline(self.spool.into()),
@@ -143,7 +143,7 @@ impl<'a> Incoming<'a> {
             Some(writer) => writer,
             None => self.body.insert(self.store.body_writer()?),
         };
-        writer.write_all(&self.spool).map_err(not_written)?;
+        writer.write_all(&self.spool).map_err(|cause| not_written(&cause))?;
         self.spool.clear();
         Ok(())
     }
@@ -167,7 +167,7 @@ impl<'a> Incoming<'a> {
     }
 }
 
-fn not_written(cause: std::io::Error) -> Error {
+fn not_written(cause: &std::io::Error) -> Error {
     Error::Store(StoreError::NotDone {
         detail: format!("writing a body: {cause}"),
     })
