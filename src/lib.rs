@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod clock;
 pub mod dispatch;
 pub mod error;
@@ -12,6 +13,7 @@ pub mod lease;
 pub mod logging;
 pub mod record;
 pub mod state;
+pub mod settings;
 pub mod store;
 pub mod threads;
 pub mod txn;

@@ -1,3 +1,7 @@
-//! The lockd daemon.
+//! The `lockd` program: the daemon, and the commands that talk to one. Everything is in the library, [`lockd::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lockd::cli::main()
+}

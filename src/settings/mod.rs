@@ -1,0 +1,476 @@
+//! One checked value with everything that the daemon can be told.
+//!
+//! Every option comes from a flag, else from a `LOCKD_*` variable, else from a flat YAML file, else it has a default.
+//! What is read here is complete and consistent: whoever holds [`Settings`] made by [`load`] need not check again, and
+//! whoever makes one by hand (a test, an embedding program) calls [`Settings::check`].
+//!
+//! An option that this version cannot honour is an error and not a shrug: a daemon that starts without the encryption,
+//! the metrics or the retention that somebody asked for is worse than one that does not start.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lockd_client::wire::{DEFAULT_NAMESPACE, normalize_namespace};
+
+use crate::logging::{self, LogError, LogOptions, Logger, Output};
+
+mod layers;
+mod listen;
+pub mod options;
+mod values;
+
+pub use layers::{Flags, Given, Layers, Source, config_dir, expand_home};
+pub use listen::{Family, Listen};
+pub use values::{DURATION_MAX, parse_bool, parse_duration, parse_size};
+
+use options::{ForeignOption, REFUSED_OPTIONS, SERVER_OPTIONS, SKIPPED_OPTIONS};
+
+/// Most request threads that may be asked for.
+pub const WORKERS_MAX: usize = 4096;
+
+/// Everything that the daemon can be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: Listen,
+    /// Plain text is wanted on an address that other machines can reach.
+    pub allow_plaintext: bool,
+    /// Where everything is kept.
+    pub store: StoreLocation,
+    /// Namespace of requests that name none, in its normal form.
+    pub default_namespace: String,
+    /// Life of a lease when the request gives none.
+    pub default_ttl: Duration,
+    /// Longest life of a lease; longer requests are cut to it.
+    pub max_ttl: Duration,
+    /// Longest time that an acquire may wait for a held key.
+    pub acquire_block_max: Duration,
+    /// Largest JSON body, in bytes.
+    pub json_bytes_max: u64,
+    /// Memory that one request may use for a body before the rest goes to a file, in bytes.
+    pub payload_spool_bytes: u64,
+    /// Threads that handle requests, 1 to [`WORKERS_MAX`].
+    pub workers: usize,
+    /// How often leftovers are cleared away.
+    pub sweeper_interval: Duration,
+    /// How long a stop waits for leases to end. Zero: not at all.
+    pub drain_grace: Duration,
+    /// How long a stop may take in all, the waiting included.
+    pub shutdown_timeout: Duration,
+    /// The mode that was asked for. All modes mean the same: every server of a store serves.
+    pub ha: HaMode,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: Listen::default(),
+            allow_plaintext: false,
+            store: StoreLocation::Memory,
+            default_namespace: DEFAULT_NAMESPACE.to_owned(),
+            default_ttl: Duration::from_secs(30),
+            max_ttl: Duration::from_secs(30 * 60),
+            acquire_block_max: Duration::from_secs(60),
+            json_bytes_max: 100 * 1024 * 1024,
+            payload_spool_bytes: 4 * 1024 * 1024,
+            workers: 64,
+            sweeper_interval: Duration::from_secs(5 * 60),
+            drain_grace: Duration::from_secs(10),
+            shutdown_timeout: Duration::from_secs(10),
+            ha: HaMode::Concurrent,
+        }
+    }
+}
+
+/// Where everything is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StoreLocation {
+    /// `mem://`: in the memory of the process. Nothing survives a restart.
+    Memory,
+}
+
+impl StoreLocation {
+    /// Reads a store URL.
+    pub fn parse(url: &str) -> Result<Self, String> {
+        let (scheme, rest) = url.trim().split_once("://").unwrap_or((url.trim(), ""));
+        match scheme {
+            "mem" | "memory" if rest.is_empty() || rest == "/" => Ok(StoreLocation::Memory),
+            "mem" | "memory" => Err("mem:// takes no path".to_owned()),
+            "disk" | "s3" | "aws" | "azure" => Err(format!(
+                "{scheme}:// is not supported by this version: it keeps everything in memory (mem://)"
+            )),
+            _ => Err("expected mem://".to_owned()),
+        }
+    }
+}
+
+/// How several servers of one store share the work elsewhere. Here all of them always serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HaMode {
+    /// Every server serves.
+    Concurrent,
+    /// One server serves, the others stand by.
+    Failover,
+    /// There is one server.
+    Single,
+    /// One until another one comes.
+    Auto,
+}
+
+impl HaMode {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            HaMode::Concurrent => "concurrent",
+            HaMode::Failover => "failover",
+            HaMode::Single => "single",
+            HaMode::Auto => "auto",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let modes = [HaMode::Concurrent, HaMode::Failover, HaMode::Single, HaMode::Auto];
+        let found = modes
+            .into_iter()
+            .find(|mode| mode.word().eq_ignore_ascii_case(text.trim()));
+        found.ok_or_else(|| "expected concurrent, failover, single or auto".to_owned())
+    }
+}
+
+impl Settings {
+    /// Checks what single values cannot show.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let conflict = |message: String| Err(SettingsError::Conflict(message));
+        if self.max_ttl < self.default_ttl {
+            return conflict(format!(
+                "max-ttl ({}) is shorter than default-ttl ({})",
+                humantime::format_duration(self.max_ttl),
+                humantime::format_duration(self.default_ttl)
+            ));
+        }
+        if !(1..=WORKERS_MAX).contains(&self.workers) {
+            return conflict(format!("workers ({}): expected 1 to {WORKERS_MAX}", self.workers));
+        }
+        if !self.listen.is_local() && !self.allow_plaintext {
+            return conflict(format!(
+                "{} can be reached by other machines, and this version serves plain text only: whoever can connect \
+                 may do anything. Listen on 127.0.0.1 or a unix socket, or pass --allow-plaintext",
+                self.listen
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What [`load`] found.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The settings, checked.
+    pub settings: Settings,
+    /// What to log and where.
+    pub log: LogOptions,
+    /// What should be said about it once there is a logger.
+    pub notices: Vec<Notice>,
+}
+
+/// Reads all sources. `flags` are those of the command line by name, `variables` is the environment.
+pub fn load(flags: &Flags, variables: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, SettingsError> {
+    let layers = Layers::open(flags, variables)?;
+    let mut notices: Vec<_> = layers
+        .file_path()
+        .map(|path| Notice::ConfigFile(path.to_owned()))
+        .into_iter()
+        .collect();
+    refuse_what_is_missing(&layers)?;
+    notices.extend(
+        SKIPPED_OPTIONS
+            .iter()
+            .filter_map(|option| layers.option(option.name))
+            .map(|given| Notice::Skipped(given.source)),
+    );
+    notices.extend(
+        layers
+            .file_keys()
+            .filter(|key| !is_known(key))
+            .map(|key| Notice::UnknownKey(key.to_owned())),
+    );
+
+    let settings = read_settings(&layers)?;
+    settings.check()?;
+    if layers.option("store").is_none() {
+        notices.push(Notice::StoreInMemory(settings.listen.to_string()));
+    }
+    if settings.ha != HaMode::Concurrent {
+        notices.push(Notice::HaMeansConcurrent(settings.ha));
+    }
+    Ok(Loaded {
+        log: read_log_options(&layers, variables)?,
+        settings,
+        notices,
+    })
+}
+
+fn read_settings(layers: &Layers<'_>) -> Result<Settings, SettingsError> {
+    let mut settings = Settings::default();
+    let proto = layers.option("listen-proto");
+    let address = layers.option("listen");
+    if let Some(given) = address.as_ref().or(proto.as_ref()) {
+        let default_address = settings.listen.to_string();
+        let proto_text = proto.as_ref().map_or("tcp", |given| &given.text);
+        let text = match address.as_ref() {
+            Some(address) => &address.text,
+            // The default address is none for a unix socket or IPv6; say so rather than guess.
+            None if matches!(proto_text.trim(), "unix" | "tcp6") => "",
+            None => &default_address,
+        };
+        settings.listen = Listen::parse(proto_text, text).map_err(|reason| given.refused(reason))?;
+    }
+    let duration = |name: &str, target: &mut Duration, zero_is_a_value: bool| {
+        let Some(given) = layers.option(name) else {
+            return Ok(());
+        };
+        let value = given.read(parse_duration)?;
+        if zero_is_a_value || !value.is_zero() {
+            *target = value;
+        }
+        Ok::<_, SettingsError>(())
+    };
+    duration("default-ttl", &mut settings.default_ttl, false)?;
+    duration("max-ttl", &mut settings.max_ttl, false)?;
+    duration("acquire-block", &mut settings.acquire_block_max, false)?;
+    duration("sweeper-interval", &mut settings.sweeper_interval, false)?;
+    duration("drain-grace", &mut settings.drain_grace, true)?;
+    duration("shutdown-timeout", &mut settings.shutdown_timeout, false)?;
+    let size = |name: &str, target: &mut u64| {
+        let value = layers.option(name).map(|given| given.read(parse_size)).transpose()?;
+        *target = value.filter(|bytes| *bytes > 0).unwrap_or(*target);
+        Ok::<_, SettingsError>(())
+    };
+    size("json-max", &mut settings.json_bytes_max)?;
+    size("payload-spool-mem", &mut settings.payload_spool_bytes)?;
+    if let Some(given) = layers.option("store") {
+        settings.store = given.read(StoreLocation::parse)?;
+    }
+    if let Some(given) = layers.option("default-namespace") {
+        settings.default_namespace = given.read(parse_namespace)?;
+    }
+    if let Some(given) = layers.option("workers") {
+        settings.workers = given.read(|text| text.trim().parse().map_err(|_| "expected a number".to_owned()))?;
+    }
+    if let Some(given) = layers.option("ha") {
+        settings.ha = given.read(HaMode::parse)?;
+    }
+    if let Some(given) = layers.option("allow-plaintext") {
+        settings.allow_plaintext = given.read(parse_bool)?;
+    }
+    Ok(settings)
+}
+
+fn parse_namespace(text: &str) -> Result<String, String> {
+    let name = normalize_namespace(text).filter(|name| !name.starts_with('.'));
+    name.ok_or_else(|| "expected 1 to 128 characters of a-z 0-9 . _ - that do not begin with a dot".to_owned())
+}
+
+fn read_log_options(
+    layers: &Layers<'_>,
+    variables: &dyn Fn(&str) -> Option<String>,
+) -> Result<LogOptions, SettingsError> {
+    let mut options = LogOptions::from_variables(variables)?;
+    if let Some(given) = layers.option("log-level") {
+        options.level = given
+            .read(|text| logging::parse_level(text).ok_or_else(|| LogError::Level(text.to_owned()).to_string()))?;
+    }
+    if let Some(given) = layers.option("log-output") {
+        options.output = Output::parse(&given.text);
+    }
+    let verbose = layers.flag("verbose").map(|given| given.read(parse_bool)).transpose()?;
+    if verbose == Some(true) {
+        options.level = log::LevelFilter::Trace;
+    }
+    Ok(options)
+}
+
+/// Switches that ask for plain text, which is all there is, and their opposites.
+const PLAIN_TEXT_SWITCHES: [(&str, bool, &str); 4] = [
+    ("disable-mtls", true, NO_TLS),
+    ("mtls", false, NO_TLS),
+    ("disable-storage-encryption", true, NO_STORAGE_ENCRYPTION),
+    ("storage-encryption", false, NO_STORAGE_ENCRYPTION),
+];
+const NO_TLS: &str = "this version serves plain text only, it has no TLS";
+const NO_STORAGE_ENCRYPTION: &str = "this version does not encrypt its store";
+
+fn refuse_what_is_missing(layers: &Layers<'_>) -> Result<(), SettingsError> {
+    for (name, plain, reason) in PLAIN_TEXT_SWITCHES {
+        if let Some(given) = layers.option(name)
+            && given.read(parse_bool)? != plain
+        {
+            return Err(SettingsError::Unsupported {
+                source: given.source,
+                reason,
+            });
+        }
+    }
+    if let Some(given) = layers.option("bundle").filter(|given| !given.text.trim().is_empty()) {
+        return Err(SettingsError::Unsupported {
+            source: given.source,
+            reason: NO_TLS,
+        });
+    }
+    for ForeignOption { name, .. } in REFUSED_OPTIONS {
+        if let Some(given) = layers.option(name).filter(|given| asks_for_something(&given.text)) {
+            return Err(SettingsError::Unsupported {
+                source: given.source,
+                reason: "not supported by this version",
+            });
+        }
+    }
+    Ok(())
+}
+
+fn asks_for_something(text: &str) -> bool {
+    let zero = parse_duration(text).is_ok_and(|duration| duration.is_zero());
+    !(text.trim().is_empty() || zero || parse_bool(text) == Ok(false))
+}
+
+fn is_known(key: &str) -> bool {
+    const OTHERS: [&str; 6] = [
+        "bundle",
+        "disable-mtls",
+        "mtls",
+        "storage-encryption",
+        "log-level",
+        "log-output",
+    ];
+    let foreign = SKIPPED_OPTIONS.iter().chain(REFUSED_OPTIONS).map(|option| option.name);
+    let mut known = SERVER_OPTIONS
+        .iter()
+        .map(|option| option.name)
+        .chain(foreign)
+        .chain(OTHERS);
+    key.starts_with("client-") || known.any(|name| name == key)
+}
+
+/// Something that an operator should hear about the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// This configuration file was read.
+    ConfigFile(PathBuf),
+    /// This option is accepted and not used.
+    Skipped(Source),
+    /// The configuration file has a key that means nothing.
+    UnknownKey(String),
+    /// Nobody chose a store, so everything is in memory; the address is the one listened on.
+    StoreInMemory(String),
+    /// This mode was asked for and means `concurrent`.
+    HaMeansConcurrent(HaMode),
+}
+
+impl Notice {
+    /// Says it.
+    pub fn log(&self, log: &Logger) {
+        const SYS: &str = "server.lifecycle.init";
+        match self {
+            Notice::ConfigFile(path) => {
+                log::info!(logger: log, target: SYS, path:% = path.display(); "loaded config file");
+            }
+            Notice::Skipped(source) => {
+                log::debug!(logger: log, target: SYS, option:% = source; "settings.option.ignored");
+            }
+            Notice::UnknownKey(key) => {
+                log::warn!(logger: log, target: SYS, key = key.as_str(); "settings.key.unknown");
+            }
+            Notice::StoreInMemory(address) => log::warn!(
+                logger: log, target: SYS, store = "mem://", address = address.as_str();
+                "no store was chosen: everything is kept in memory and nothing survives a restart; plain text, no TLS"
+            ),
+            Notice::HaMeansConcurrent(mode) => log::info!(
+                logger: log, target: SYS,
+                requested = mode.word(), effective = HaMode::Concurrent.word(),
+                reason = "every server of a store serves";
+                "ha.mode.override"
+            ),
+        }
+    }
+}
+
+/// Why there are no settings.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SettingsError {
+    /// The configuration file cannot be read.
+    ConfigRead {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The configuration file is not the flat YAML that it should be.
+    ConfigSyntax {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        reason: String,
+    },
+    /// A value cannot be used.
+    Value {
+        /// Who gave it.
+        source: Source,
+        /// The value.
+        text: String,
+        /// What would be good.
+        reason: String,
+    },
+    /// An option of a capability that this version lacks.
+    Unsupported {
+        /// Who set it.
+        source: Source,
+        /// What is lacking.
+        reason: &'static str,
+    },
+    /// Values that do not go together.
+    Conflict(String),
+    /// The variables about logging are wrong.
+    Log(LogError),
+}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SettingsError::ConfigRead { path, source } => {
+                write!(f, "read configuration file {}: {source}", path.display())
+            }
+            SettingsError::ConfigSyntax { path, reason } => {
+                write!(f, "configuration file {}: {reason}", path.display())
+            }
+            SettingsError::Value { source, text, reason } => write!(f, "{source} {text:?}: {reason}"),
+            SettingsError::Unsupported { source, reason } => write!(f, "{source}: {reason}"),
+            SettingsError::Conflict(message) => f.write_str(message),
+            SettingsError::Log(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for SettingsError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            SettingsError::ConfigRead { source, .. } => Some(source),
+            SettingsError::Log(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<LogError> for SettingsError {
+    fn from(error: LogError) -> Self {
+        SettingsError::Log(error)
+    }
+}
+
+#[cfg(test)]
+mod tests;

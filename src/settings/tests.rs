@@ -1,0 +1,231 @@
+//! Precedence, defaults, refusals.
+
+use std::fs;
+
+use log::LevelFilter;
+
+use super::*;
+
+type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+fn try_load(flags: Pairs<'_>, variables: Pairs<'_>) -> Result<Loaded, SettingsError> {
+    let flags = flags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let variables = |name: &str| {
+        let found = variables.iter().find(|(key, _)| *key == name);
+        found.map(|(_, value)| (*value).to_owned())
+    };
+    load(&flags, &variables)
+}
+
+fn settings(flags: Pairs<'_>, variables: Pairs<'_>) -> Settings {
+    try_load(flags, variables).unwrap().settings
+}
+
+fn refusal(flags: Pairs<'_>, variables: Pairs<'_>) -> String {
+    try_load(flags, variables).unwrap_err().to_string()
+}
+
+#[test]
+fn nothing_given_means_the_defaults_and_a_word_about_memory() {
+    let loaded = try_load(&[], &[]).unwrap();
+    assert_eq!(loaded.settings, Settings::default());
+    assert_eq!(loaded.settings.listen.to_string(), "127.0.0.1:9341");
+    assert_eq!(loaded.settings.json_bytes_max, 104_857_600);
+    assert_eq!(loaded.notices, [Notice::StoreInMemory("127.0.0.1:9341".to_owned())]);
+    assert_eq!(try_load(&[("store", "mem://")], &[]).unwrap().notices, []);
+}
+
+#[test]
+fn flag_beats_variable_beats_file_beats_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lockd.yaml");
+    fs::write(
+        &path,
+        "store: mem://\ndefault-ttl: 11s\nmax-ttl: 12s\nacquire-block: 13s\n",
+    )
+    .unwrap();
+    let file = path.to_str().unwrap();
+    let loaded = try_load(
+        &[("config", file), ("default-ttl", "1s")],
+        &[
+            ("LOCKD_DEFAULT_TTL", "5s"),
+            ("LOCKD_MAX_TTL", "6s"),
+            ("LOCKD_ACQUIRE_BLOCK", " "),
+        ],
+    )
+    .unwrap();
+    assert_eq!(loaded.settings.default_ttl, Duration::from_secs(1));
+    assert_eq!(loaded.settings.max_ttl, Duration::from_secs(6));
+    assert_eq!(loaded.settings.acquire_block_max, Duration::from_secs(13));
+    assert_eq!(loaded.settings.drain_grace, Duration::from_secs(10));
+    assert_eq!(loaded.notices, [Notice::ConfigFile(path)]);
+}
+
+#[test]
+fn the_file_is_found_in_the_configuration_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().to_str().unwrap();
+    fs::create_dir(dir.path().join(".lockd")).unwrap();
+    fs::write(dir.path().join(".lockd/config.yaml"), "workers: 3\nstore: mem://\n").unwrap();
+    assert_eq!(settings(&[], &[("HOME", home)]).workers, 3);
+    let config_dir = dir.path().join(".lockd");
+    assert_eq!(
+        settings(&[], &[("LOCKD_CONFIG_DIR", config_dir.to_str().unwrap())]).workers,
+        3
+    );
+    assert_eq!(
+        settings(&[("config", "~/.lockd/config.yaml")], &[("HOME", home)]).workers,
+        3
+    );
+    assert_eq!(
+        settings(&[], &[("LOCKD_CONFIG", "~/.lockd/config.yaml"), ("HOME", home)]).workers,
+        3
+    );
+    // A directory without the file is no error; a file that was named is.
+    assert_eq!(settings(&[], &[("LOCKD_CONFIG_DIR", home)]).workers, 64);
+    assert!(refusal(&[("config", home)], &[]).contains("is a directory"));
+    assert!(refusal(&[], &[("LOCKD_CONFIG", "/nowhere/lockd.yaml")]).contains("/nowhere/lockd.yaml"));
+}
+
+#[test]
+fn a_wrong_value_is_refused_under_the_name_it_was_given_by() {
+    assert!(refusal(&[("max-ttl", "5 parsecs")], &[]).starts_with("--max-ttl \"5 parsecs\": expected a duration"));
+    assert!(refusal(&[], &[("LOCKD_JSON_MAX", "big")]).starts_with("LOCKD_JSON_MAX \"big\": expected a size"));
+    assert!(refusal(&[("workers", "many")], &[]).contains("expected a number"));
+    assert!(refusal(&[("ha", "raft")], &[]).contains("expected concurrent"));
+    assert!(refusal(&[("default-namespace", ".txns")], &[]).contains("begin with a dot"));
+    assert!(refusal(&[("listen", "a:b")], &[]).contains("HOST:PORT"));
+    assert!(refusal(&[("listen-proto", "unix")], &[]).contains("needs a path"));
+    assert!(refusal(&[("log-level", "loud")], &[]).contains("expected trace"));
+    assert!(refusal(&[], &[("LOCKD_LOG_MODE", "xml")]).contains("expected console"));
+    assert!(refusal(&[("allow-plaintext", "yes")], &[]).contains("expected true or false"));
+}
+
+#[test]
+fn values_that_do_not_go_together_are_refused() {
+    assert!(refusal(&[("max-ttl", "10s")], &[]).contains("max-ttl (10s) is shorter than default-ttl (30s)"));
+    assert!(refusal(&[("workers", "0")], &[]).contains("expected 1 to 4096"));
+    assert!(refusal(&[("workers", "4097")], &[]).contains("expected 1 to 4096"));
+}
+
+#[test]
+fn other_machines_are_let_in_only_on_request() {
+    assert!(refusal(&[("listen", ":9341")], &[]).contains("--allow-plaintext"));
+    assert!(refusal(&[("listen", "0.0.0.0:9341"), ("allow-plaintext", "false")], &[]).contains("--allow-plaintext"));
+    let open = settings(&[("listen", ":9341"), ("allow-plaintext", "true")], &[]);
+    assert_eq!(open.listen.to_string(), ":9341");
+    let unix = settings(&[("listen", "/run/lockd.sock"), ("listen-proto", "unix")], &[]);
+    assert_eq!(unix.listen, Listen::Unix(PathBuf::from("/run/lockd.sock")));
+}
+
+#[test]
+fn zero_means_the_default_except_for_the_drain_window() {
+    let zeros = [
+        ("default-ttl", "0"),
+        ("max-ttl", "0s"),
+        ("acquire-block", "0"),
+        ("json-max", "0"),
+        ("shutdown-timeout", "0"),
+        ("drain-grace", "0"),
+    ];
+    let expected = Settings {
+        drain_grace: Duration::ZERO,
+        ..Settings::default()
+    };
+    assert_eq!(settings(&zeros, &[]), expected);
+}
+
+#[test]
+fn stores_that_do_not_exist_yet_are_refused() {
+    assert_eq!(
+        settings(&[], &[("LOCKD_STORE", "memory://")]).store,
+        StoreLocation::Memory
+    );
+    for url in [
+        "disk:///var/lib/lockd",
+        "s3://host/bucket",
+        "aws://bucket",
+        "azure://account/container",
+    ] {
+        assert!(
+            refusal(&[("store", url)], &[]).contains("not supported by this version"),
+            "{url}"
+        );
+    }
+    assert!(refusal(&[("store", "mem://a")], &[]).contains("takes no path"));
+    assert!(refusal(&[("store", "ftp://a")], &[]).contains("expected mem://"));
+}
+
+#[test]
+fn what_this_version_lacks_is_refused_from_every_source() {
+    assert_eq!(
+        refusal(&[("metrics-listen", ":9464")], &[]),
+        "--metrics-listen: not supported by this version"
+    );
+    assert!(refusal(&[], &[("LOCKD_DISK_RETENTION", "24h")]).starts_with("LOCKD_DISK_RETENTION: not supported"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.yaml");
+    let file = path.to_str().unwrap();
+    fs::write(&path, "s3-sse: AES256\n").unwrap();
+    assert!(refusal(&[("config", file)], &[]).starts_with("s3-sse (configuration file): not supported"));
+    fs::write(&path, "mtls: true\n").unwrap();
+    assert!(refusal(&[("config", file)], &[]).contains("no TLS"));
+    assert!(refusal(&[("bundle", "/etc/lockd/server.pem")], &[]).contains("no TLS"));
+    assert!(refusal(&[("disable-mtls", "false")], &[]).contains("no TLS"));
+    assert!(refusal(&[], &[("LOCKD_DISABLE_STORAGE_ENCRYPTION", "0")]).contains("does not encrypt"));
+}
+
+#[test]
+fn asking_for_nothing_passes() {
+    let flags = [
+        ("disable-mtls", "true"),
+        ("disable-storage-encryption", "true"),
+        ("bundle", ""),
+    ];
+    let variables = [
+        ("LOCKD_OTLP_ENDPOINT", ""),
+        ("LOCKD_METRICS_LISTEN", " "),
+        ("LOCKD_DISK_RETENTION", "0"),
+        ("LOCKD_DISK_QUEUE_WATCH", "false"),
+    ];
+    assert_eq!(settings(&flags, &variables), Settings::default());
+}
+
+#[test]
+fn foreign_tuning_is_skipped_and_unknown_keys_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.yaml");
+    fs::write(
+        &path,
+        "store: mem://\nconnguard-enabled: true\ncolour: blue\nclient-server: a\n",
+    )
+    .unwrap();
+    let loaded = try_load(
+        &[("config", path.to_str().unwrap()), ("ha", "failover")],
+        &[("LOCKD_QRF_DISABLED", "true")],
+    )
+    .unwrap();
+    let expected = [
+        Notice::ConfigFile(path),
+        Notice::Skipped(Source::File("connguard-enabled".to_owned())),
+        Notice::Skipped(Source::Variable("LOCKD_QRF_DISABLED".to_owned())),
+        Notice::UnknownKey("colour".to_owned()),
+        Notice::HaMeansConcurrent(HaMode::Failover),
+    ];
+    assert_eq!(loaded.notices, expected);
+}
+
+#[test]
+fn the_log_options_follow_the_same_order() {
+    let log = |flags: Pairs<'_>, variables: Pairs<'_>| try_load(flags, variables).unwrap().log;
+    assert_eq!(log(&[], &[("LOCKD_LOG_LEVEL", "debug")]).level, LevelFilter::Debug);
+    assert_eq!(
+        log(&[("log-level", "error")], &[("LOCKD_LOG_LEVEL", "debug")]).level,
+        LevelFilter::Error
+    );
+    assert_eq!(
+        log(&[("verbose", "true")], &[("LOCKD_LOG_LEVEL", "none")]).level,
+        LevelFilter::Trace
+    );
+    assert_eq!(log(&[("log-output", "stdout")], &[]).output, Output::Stdout);
+}
