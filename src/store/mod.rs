@@ -18,6 +18,7 @@
 //!
 //! The same suite (`tests/suite/store.rs`) runs against every engine, also behind [`fault`].
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -38,6 +39,13 @@ impl RecordKey {
 
     /// The name as text.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Lets an ordered map of records be searched by a prefix without making a name of it first.
+impl Borrow<str> for RecordKey {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }
@@ -121,15 +129,18 @@ pub struct RecordWrite {
     pub change: Change,
 }
 
-/// Everything that one decision writes. Each record at most once.
+/// Everything that one decision writes. Each record at most once. A batch without record writes has no precondition and
+/// just stores and drops its bodies.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     /// Bodies to write along with the records; for those small enough to be held in memory. Larger ones go through
-    /// [`Store::body_writer`] first.
+    /// [`Store::body_writer`] first. The same batch may be tried again with the same bodies: then they are overwritten
+    /// with themselves.
     pub bodies: Vec<(BodyId, Arc<[u8]>)>,
     /// Conditional changes. All preconditions hold, or nothing of the batch happens.
     pub records: Vec<RecordWrite>,
     /// Bodies that no record names once the batch is done. Removed after it, at leisure; one that is not there is fine.
+    /// A refused batch removes none.
     pub drop_bodies: Vec<BodyId>,
 }
 
@@ -138,9 +149,10 @@ pub struct Batch {
 pub enum Written {
     /// Done and durable. One etag for each record write, in order; `None` for a deleted record.
     Done(Vec<Option<Etag>>),
-    /// Nothing happened, because the precondition of the record write at this index does not hold.
+    /// Nothing happened, because the precondition of the record write at this index does not hold. The bodies of the
+    /// batch are gone again too, though perhaps only at leisure.
     Refused {
-        /// Index into [`Batch::records`].
+        /// Index into [`Batch::records`]: the first one whose precondition does not hold.
         index: usize,
     },
 }
@@ -169,7 +181,8 @@ pub struct Capabilities {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// Certainly not done: trying again cannot do it twice.
+    /// Certainly not done: trying again cannot do it twice. A read or a listing that failed for a passing cause is
+    /// always this one, since it has nothing to do twice.
     NotDone {
         /// What went wrong, for the log.
         detail: String,
@@ -232,17 +245,22 @@ pub trait Store: Send + Sync + 'static {
     /// Does a whole batch, or says which precondition stands against it.
     fn write(&self, batch: Batch) -> Result<Written, StoreError>;
 
-    /// Lists records whose name begins with `prefix` and is greater than `after`, in byte order, at most `limit`.
+    /// Lists records whose name begins with `prefix` and is greater than `after`, in byte order, at most `limit`. Fewer
+    /// rows than `limit` mean that there are no more. The listing as a whole is no snapshot: a record that is there from
+    /// the first page to the last is listed exactly once, one that comes or goes in between may be listed or not.
     fn list(&self, prefix: &str, after: Option<&RecordKey>, limit: usize) -> Result<Vec<Listed>, StoreError>;
 
     /// Begins a body that is too large to hold in memory. It is invisible until a record names it.
     fn body_writer(&self) -> Result<Box<dyn BodyWriter>, StoreError>;
 
-    /// Reads a body from its beginning. A body that is dropped while it is being read stays readable to the end.
+    /// Reads a body from its beginning. A body that is dropped while it is being read stays readable to the end. One
+    /// that is not there is [`StoreError::BodyMissing`].
     fn body_reader(&self, body: &BodyId) -> Result<Box<dyn Read + Send>, StoreError>;
 
-    /// Registers a listener for changes made through *other* handles or processes; a caller knows its own. Returns
-    /// false when the engine has no feed. The listener is kept as long as this handle.
+    /// Registers one more listener for changes made through *other* handles or processes; a caller knows its own. A
+    /// change is readable before it is reported. A report may name a record that has not changed, and several changes of
+    /// one record may be reported once. Returns false when the engine has no feed. The listener is kept as long as this
+    /// handle.
     fn watch(&self, listener: ChangeListener) -> bool;
 
     /// What this engine can do.
