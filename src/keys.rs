@@ -131,9 +131,17 @@ pub fn key_record(namespace: &Namespace, key: &Key) -> RecordKey {
     RecordKey::new(["k/", namespace.as_str(), "/", key.as_str()].concat())
 }
 
+/// True for the record of a key, as opposed to one of a transaction or a namespace.
+pub fn is_key_record(record_key: &RecordKey) -> bool {
+    record_key.as_str().starts_with("k/")
+}
+
+/// What the names of all transaction records begin with.
+pub const TXN_PREFIX: &str = "t/";
+
 /// Where the record of a transaction lives.
 pub fn txn_record(txn_id: &Xid) -> RecordKey {
-    RecordKey::new(["t/", txn_id.as_str()].concat())
+    RecordKey::new([TXN_PREFIX, txn_id.as_str()].concat())
 }
 
 /// Where the configuration of a namespace lives.

@@ -51,8 +51,8 @@ fn load(flags: &Flags) -> Result<Loaded, Box<dyn Error>> {
     Ok(settings::load(flags, &|name| std::env::var(name).ok())?)
 }
 
-fn serve(_settings: Settings, _logger: Logger) -> Result<(), Box<dyn Error>> {
-    Err("the server is not wired yet".into())
+fn serve(settings: Settings, logger: Logger) -> Result<(), Box<dyn Error>> {
+    Ok(crate::server::run(settings, logger)?)
 }
 
 /// A logger for the time when there is no better one: the environment's wish if it makes sense, else the default. It

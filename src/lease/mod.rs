@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use crate::error::Error;
 use crate::ids::{IdMaker, Xid};
+use crate::keys::TXN_PREFIX;
 use crate::record::{KeyRecord, Participant, TxnRecord};
-use crate::txn::rules::{Decision, decide, leave};
+use crate::txn::rules::{Decision, decide, is_member_alive, leave};
 use rules::{Credentials, Grant, Reason, ReleaseCase, clamp_ttl};
 use table::{KeyName, KeyTable, Step, View};
 
@@ -101,6 +102,30 @@ impl Leases {
                 ReleaseCase::Held => end_lease(view, name, rollback),
             }
         })
+    }
+
+    /// How many leases live, on whichever server they were granted; stops counting at `limit`. Every living lease has a
+    /// transaction record, so this looks at what is held and not at every key there is.
+    pub fn count_living(&self, limit: usize) -> Result<usize, Error> {
+        const PAGE: usize = 256;
+        let store = self.table.store();
+        let (mut living, mut after) = (0, None);
+        loop {
+            let page = store.list(TXN_PREFIX, after.as_ref(), PAGE)?;
+            for listed in &page {
+                for member in self.table.members(&listed.key)? {
+                    let key = self.table.read(&member_name(&member))?;
+                    living += usize::from(is_member_alive(&member, key.as_ref(), self.table.now()));
+                    if limit <= living {
+                        return Ok(living);
+                    }
+                }
+            }
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = Some(last.key.clone()),
+                _ => return Ok(living),
+            }
+        }
     }
 
     /// Takes back a grant whose answer could not be delivered.

@@ -185,14 +185,24 @@ impl KeyTable {
         }
     }
 
-    fn read_txn(&self, txn_id: &Xid) -> Result<Option<(TxnRecord, Etag)>, Error> {
-        let record_key = keys::txn_record(txn_id);
-        let Some(stored) = self.store.read(&record_key)? else {
+    /// The leases that take part in the transaction of this record; none if it is gone.
+    pub fn members(&self, txn_record: &RecordKey) -> Result<Vec<Participant>, Error> {
+        Ok(self
+            .read_txn(txn_record)?
+            .map(|(record, _)| record.participants)
+            .unwrap_or_default())
+    }
+
+    fn read_txn(&self, record_key: &RecordKey) -> Result<Option<(TxnRecord, Etag)>, Error> {
+        let Some(stored) = self.store.read(record_key)? else {
             return Ok(None);
         };
         match decode_txn(&stored.value) {
             Ok(record) => Ok(Some((record, stored.etag))),
-            Err(cause) => Err(Error::CorruptRecord { key: record_key, cause }),
+            Err(cause) => Err(Error::CorruptRecord {
+                key: record_key.clone(),
+                cause,
+            }),
         }
     }
 }
@@ -244,7 +254,7 @@ impl View<'_> {
     pub fn txn(&self, txn_id: &Xid) -> Result<(TxnRecord, Option<Etag>), Error> {
         Ok(self
             .table
-            .read_txn(txn_id)?
+            .read_txn(&keys::txn_record(txn_id))?
             .map_or((TxnRecord::default(), None), |(record, etag)| (record, Some(etag))))
     }
 

@@ -8,7 +8,7 @@ mod incoming;
 use std::io::Read;
 use std::sync::Arc;
 
-pub use incoming::{Announced, Arrived, Incoming};
+pub use incoming::{Announced, Arrived, Incoming, hex};
 
 use crate::error::Error;
 use crate::ids::IdMaker;

@@ -1,0 +1,196 @@
+//! What all requests of one listener share: the phase the server is in, how many requests are under way, the date, and
+//! the way to a client's socket.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::clock::{Moment, SharedClock};
+use crate::logging::Logger;
+use crate::net::peer::{PeerProbe, PeerState};
+use crate::net::sever::{self, ListenerAddr};
+use crate::threads;
+
+/// How many uploads that nobody reads may trickle out at the same time before they are cut.
+const LINGERING_MAX: usize = 16;
+
+/// Shared by intake and workers.
+pub struct Edge {
+    /// The time.
+    pub clock: SharedClock,
+    /// Where faults are told.
+    pub log: Logger,
+    address: ListenerAddr,
+    peers: PeerProbe,
+    draining: AtomicBool,
+    notifying: AtomicBool,
+    closing: AtomicBool,
+    drain_until: Mutex<Moment>,
+    under_way: Mutex<usize>,
+    none_under_way: Condvar,
+    lingering: Arc<AtomicUsize>,
+    date: Mutex<(i64, Arc<str>)>,
+}
+
+/// Counts a request as under way until it is dropped.
+pub struct UnderWay(Arc<Edge>);
+
+impl Edge {
+    /// An edge for the listener with this address.
+    pub fn new(address: ListenerAddr, clock: SharedClock, log: Logger) -> Arc<Self> {
+        Arc::new(Self {
+            clock,
+            log,
+            address,
+            peers: PeerProbe::new(),
+            draining: AtomicBool::new(false),
+            notifying: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            drain_until: Mutex::new(Moment::ZERO),
+            under_way: Mutex::new(0),
+            none_under_way: Condvar::new(),
+            lingering: Arc::new(AtomicUsize::new(0)),
+            date: Mutex::new((i64::MIN, "".into())),
+        })
+    }
+
+    /// From now on nothing new is granted; `notify` announces it on every answer.
+    pub fn begin_drain(&self, until: Moment, notify: bool) {
+        *self.drain_until.lock() = until;
+        self.notifying.store(notify, Ordering::SeqCst);
+        self.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on every answer is the last on its connection.
+    pub fn begin_close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+    }
+
+    /// True once the drain has begun.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// True once connections are being closed.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
+    /// True while answers must announce the shutdown.
+    pub fn announces_shutdown(&self) -> bool {
+        self.notifying.load(Ordering::SeqCst)
+    }
+
+    /// Seconds until the drain ends, rounded up, at least 1.
+    pub fn drain_seconds_left(&self) -> i64 {
+        let left = self.drain_until.lock().since(self.clock.now());
+        i64::try_from(left.as_millis().div_ceil(1000))
+            .unwrap_or(i64::MAX)
+            .max(1)
+    }
+
+    /// Counts one more request as under way.
+    pub fn enter(self: &Arc<Self>) -> UnderWay {
+        *self.under_way.lock() += 1;
+        UnderWay(Arc::clone(self))
+    }
+
+    /// Waits until no request is under way, but no longer than this. True: none is.
+    pub fn wait_until_quiet(&self, patience: Duration) -> bool {
+        let deadline = self.clock.now().after(patience);
+        let mut under_way = self.under_way.lock();
+        while *under_way != 0 {
+            let left = deadline.since(self.clock.now());
+            if left.is_zero() || self.none_under_way.wait_for(&mut under_way, left).timed_out() {
+                return *under_way == 0;
+            }
+        }
+        true
+    }
+
+    /// The date as HTTP writes it.
+    pub fn http_date(&self) -> Arc<str> {
+        let now = self.clock.wall_seconds();
+        let mut date = self.date.lock();
+        if date.0 != now {
+            let since_epoch = Duration::from_secs(u64::try_from(now).unwrap_or(0));
+            *date = (now, httpdate::fmt_http_date(UNIX_EPOCH + since_epoch).into());
+        }
+        Arc::clone(&date.1)
+    }
+
+    /// True when this client certainly has gone. What cannot be found out counts as still there.
+    pub fn is_gone(&self, peer: Option<SocketAddr>) -> bool {
+        let Some(peer) = peer else { return false };
+        match &self.address {
+            ListenerAddr::Tcp(local) if local.ip().is_unspecified() => {
+                !self.peers.gone_among(local.port(), &[peer]).is_empty()
+            }
+            ListenerAddr::Tcp(local) => self.peers.state(*local, peer) == PeerState::Gone,
+            ListenerAddr::Unix(_) => false,
+        }
+    }
+
+    /// Those of these clients that certainly have gone.
+    pub fn gone_among(&self, peers: &[SocketAddr]) -> Vec<SocketAddr> {
+        match &self.address {
+            ListenerAddr::Tcp(local) => self.peers.gone_among(local.port(), peers),
+            ListenerAddr::Unix(_) => Vec::new(),
+        }
+    }
+
+    /// Cuts the connection of one client. What has been written to it still arrives.
+    pub fn sever(&self, peer: Option<SocketAddr>) {
+        let (ListenerAddr::Tcp(local), Some(peer)) = (&self.address, peer) else {
+            return;
+        };
+        if let Err(cause) = sever::sever_one(*local, peer) {
+            let error = cause.to_string();
+            log::debug!(logger: self.log, target: "api.http.server", error; "http.sever.failed");
+        }
+    }
+
+    /// Cuts all connections. What has been written to them still arrives.
+    pub fn sever_all(&self) {
+        if let Err(cause) = sever::sever_connections(&self.address) {
+            let error = cause.to_string();
+            log::warn!(logger: self.log, target: "api.http.server", error; "http.sever.failed");
+        }
+    }
+
+    /// Does something that may take as long as a client likes, on a thread of its own. When too many do so already, the
+    /// client's connection is cut and it is done here, where it then ends at once.
+    pub fn linger(
+        &self,
+        peer: Option<SocketAddr>,
+        work: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        if self.lingering.fetch_add(1, Ordering::SeqCst) < LINGERING_MAX {
+            let lingering = Arc::clone(&self.lingering);
+            // Nobody joins this thread: it ends with its connection, which the end of the server cuts.
+            let _detached = threads::spawn("http-linger", move || {
+                let outcome = work();
+                lingering.fetch_sub(1, Ordering::SeqCst);
+                outcome
+            })?;
+            return Ok(());
+        }
+        self.lingering.fetch_sub(1, Ordering::SeqCst);
+        self.sever(peer);
+        work()
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut under_way = self.0.under_way.lock();
+        *under_way -= 1;
+        if *under_way == 0 {
+            self.0.none_under_way.notify_all();
+        }
+    }
+}

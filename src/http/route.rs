@@ -1,0 +1,94 @@
+//! Method and path to endpoint: the full list in one match.
+
+use tiny_http::Method;
+
+/// An endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// `POST /v1/acquire`
+    Acquire,
+    /// `POST /v1/keepalive`
+    Keepalive,
+    /// `POST /v1/release`
+    Release,
+    /// `GET|POST /v1/get`
+    Get,
+    /// `POST /v1/update`
+    Update,
+    /// `POST /v1/metadata`
+    Metadata,
+    /// `POST /v1/remove`
+    Remove,
+    /// `GET|POST /v1/describe`
+    Describe,
+    /// `GET /v1/namespace`
+    NamespaceGet,
+    /// `POST|PUT /v1/namespace`
+    NamespaceSet,
+    /// `/healthz`, any method
+    Health,
+    /// `/readyz`, any method
+    Ready,
+}
+
+/// Why a request has no endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoRoute {
+    /// There is no such path.
+    UnknownPath,
+    /// The path takes other methods; this is the `Allow` header.
+    WrongMethod(&'static str),
+}
+
+/// Finds the endpoint of a request. A trailing slash makes another path.
+pub fn route(method: &Method, path: &str) -> Result<Route, NoRoute> {
+    let post = |route| {
+        if *method == Method::Post {
+            Ok(route)
+        } else {
+            Err(NoRoute::WrongMethod("POST"))
+        }
+    };
+    let read = |route| match method {
+        Method::Get | Method::Post => Ok(route),
+        _ => Err(NoRoute::WrongMethod("GET, POST")),
+    };
+    match path {
+        "/v1/acquire" => post(Route::Acquire),
+        "/v1/keepalive" => post(Route::Keepalive),
+        "/v1/release" => post(Route::Release),
+        "/v1/get" => read(Route::Get),
+        "/v1/update" => post(Route::Update),
+        "/v1/metadata" => post(Route::Metadata),
+        "/v1/remove" => post(Route::Remove),
+        "/v1/describe" => read(Route::Describe),
+        "/v1/namespace" => match method {
+            Method::Get => Ok(Route::NamespaceGet),
+            Method::Post | Method::Put => Ok(Route::NamespaceSet),
+            _ => Err(NoRoute::WrongMethod("GET, POST")),
+        },
+        "/healthz" => Ok(Route::Health),
+        "/readyz" => Ok(Route::Ready),
+        _ => Err(NoRoute::UnknownPath),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_matched_whole_and_methods_are_told() {
+        assert_eq!(route(&Method::Get, "/v1/get"), Ok(Route::Get));
+        assert_eq!(route(&Method::Post, "/v1/get"), Ok(Route::Get));
+        assert_eq!(route(&Method::Put, "/v1/namespace"), Ok(Route::NamespaceSet));
+        assert_eq!(
+            route(&Method::Delete, "/v1/namespace"),
+            Err(NoRoute::WrongMethod("GET, POST"))
+        );
+        assert_eq!(route(&Method::Get, "/v1/acquire"), Err(NoRoute::WrongMethod("POST")));
+        for unknown in ["/", "/v1/acquire/", "//v1/acquire", "/v1", "/V1/acquire", "/healthz/"] {
+            assert_eq!(route(&Method::Post, unknown), Err(NoRoute::UnknownPath), "{unknown}");
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! The daemon put together: builds every part, starts the threads, and takes them down again in order.
+//!
+//! A stop has two phases, timed by [`DrainPlan`]: the **drain**, in which nothing new is granted, whoever waits is sent
+//! away and holders may finish; and the **HTTP phase**, in which nothing new is accepted, answers under way are finished,
+//! and then every connection is cut. What has been written to a connection still arrives.
+//!
+//! A [`Server`] in a process of somebody else's behaves like the daemon: it can be stopped from any thread, also from a
+//! handler of a client of its own.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::clock::{SharedClock, SystemClock};
+use crate::dispatch::{Dispatcher, WaitLimits};
+use crate::drain_plan::{CloseOptions, DRAIN_CHECK_EVERY, DrainPlan};
+use crate::http::edge::Edge;
+use crate::http::intake::{Bound, Intake, ListenOn};
+use crate::http::{HttpLimits, ParkedAcquire, Service, Uploads, WorkQueue};
+use crate::ids::IdMaker;
+use crate::keys::{self, Namespace};
+use crate::lease::table::{KeyTable, LeaseEnds};
+use crate::lease::{Leases, TtlLimits};
+use crate::logging::Logger;
+use crate::namespace::Namespaces;
+use crate::net::sever::ListenerAddr;
+use crate::settings::{Listen, Settings, StoreLocation};
+use crate::state::{StateLimits, States};
+use crate::store::memory::MemoryStore;
+use crate::store::{Store, StoreError};
+use crate::threads;
+
+const SYS_INIT: &str = "server.lifecycle.init";
+const SYS_SHUTDOWN: &str = "server.shutdown.controller";
+
+/// Requests that wait for a worker; more are shed with 503.
+const QUEUED_REQUESTS_MAX: usize = 16 * 1024;
+/// How often a key that somebody waits for is looked at although nothing was heard: with and without a change feed.
+const RECHECK_WITH_FEED: Duration = Duration::from_secs(10);
+const RECHECK_WITHOUT_FEED: Duration = Duration::from_secs(3);
+/// How often the clients of parked requests are looked for.
+const PEER_CHECK: Duration = Duration::from_secs(5);
+/// More living leases than this are not counted one by one for the log.
+const COUNTED_LEASES_MAX: usize = 1_000;
+
+/// Why a server did not start or could not stop cleanly.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The address cannot be listened on.
+    Listen {
+        /// The address as configured.
+        address: String,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// The store cannot be used.
+    Store(StoreError),
+    /// The settings contradict each other.
+    Settings(String),
+    /// A thread or a signal handler could not be set up.
+    System(io::Error),
+}
+
+impl fmt::Display for ServeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listen { address, cause } => write!(f, "cannot listen on {address}: {cause}"),
+            Self::Store(cause) => write!(f, "cannot use the store: {cause}"),
+            Self::Settings(detail) => f.write_str(detail),
+            Self::System(cause) => write!(f, "cannot start: {cause}"),
+        }
+    }
+}
+
+impl std::error::Error for ServeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Listen { cause, .. } | Self::System(cause) => Some(cause),
+            Self::Store(cause) => Some(cause),
+            Self::Settings(_) => None,
+        }
+    }
+}
+
+impl From<io::Error> for ServeError {
+    fn from(cause: io::Error) -> Self {
+        Self::System(cause)
+    }
+}
+
+impl From<StoreError> for ServeError {
+    fn from(cause: StoreError) -> Self {
+        Self::Store(cause)
+    }
+}
+
+/// Everything a server is built from. The settings alone are enough.
+pub struct Parts {
+    /// What it is told.
+    pub settings: Settings,
+    /// Where it logs.
+    pub logger: Logger,
+    /// What it keeps things in; `None` opens what the settings name. Several servers may share one.
+    pub store: Option<Arc<dyn Store>>,
+    /// What time it is.
+    pub clock: SharedClock,
+    /// What a stop does when its caller does not say, on top of the settings.
+    pub close_defaults: CloseOptions,
+}
+
+impl Parts {
+    /// The usual parts for these settings.
+    pub fn new(settings: Settings, logger: Logger) -> Self {
+        Self {
+            settings,
+            logger,
+            store: None,
+            clock: SystemClock::shared(),
+            close_defaults: CloseOptions::new(),
+        }
+    }
+}
+
+/// A running server.
+pub struct Server {
+    address: ListenerAddr,
+    service: Arc<Service>,
+    store: Arc<dyn Store>,
+    logger: Logger,
+    close_defaults: CloseOptions,
+    running: Mutex<Option<Running>>,
+    stopped: (Mutex<bool>, Condvar),
+}
+
+/// What must be taken down.
+struct Running {
+    intake: Intake,
+    queue: WorkQueue,
+    workers: Vec<JoinHandle<()>>,
+    dispatcher: JoinHandle<()>,
+}
+
+impl Server {
+    /// Starts a server. When this returns, it serves.
+    pub fn start(parts: Parts) -> Result<Self, ServeError> {
+        let Parts {
+            settings,
+            logger,
+            store,
+            clock,
+            close_defaults,
+        } = parts;
+        let store = match store {
+            Some(store) => store,
+            None => open_store(&settings.store)?,
+        };
+        let default_namespace = Namespace::parse(&settings.default_namespace)
+            .map_err(|cause| ServeError::Settings(format!("default-namespace: {cause}")))?;
+        let listener = bind(&settings.listen)?;
+        let address = listener.address()?;
+
+        let feed = store.capabilities().feed;
+        let recheck = if feed { RECHECK_WITH_FEED } else { RECHECK_WITHOUT_FEED };
+        let limits = WaitLimits {
+            recheck,
+            peer_check: PEER_CHECK,
+        };
+        let (dispatcher, engine) = Dispatcher::new(limits, Arc::clone(&clock), Arc::clone(&logger));
+        listen_to_others(&*store, &dispatcher);
+
+        let ids = Arc::new(IdMaker::new(Arc::clone(&clock)));
+        let table = Arc::new(KeyTable::new(
+            Arc::clone(&store),
+            Arc::clone(&clock),
+            Arc::new(dispatcher.clone()),
+        )?);
+        let ttl = TtlLimits {
+            default_seconds: whole_seconds(settings.default_ttl),
+            max_seconds: whole_seconds(settings.max_ttl),
+        };
+        let state_limits = StateLimits {
+            raw_bytes_max: settings.json_bytes_max,
+            spool_bytes_max: usize::try_from(settings.payload_spool_bytes).unwrap_or(usize::MAX),
+        };
+        let service = Arc::new(Service {
+            edge: Edge::new(address.clone(), clock, Arc::clone(&logger)),
+            leases: Leases::new(Arc::clone(&table), Arc::clone(&ids), ttl),
+            states: States::new(table, Arc::clone(&ids), state_limits),
+            namespaces: Namespaces::new(Arc::clone(&store)),
+            dispatcher,
+            ids,
+            store: Arc::clone(&store),
+            limits: HttpLimits {
+                default_namespace,
+                json_bytes_max: settings.json_bytes_max,
+                acquire_block: settings.acquire_block_max,
+                queued_max: QUEUED_REQUESTS_MAX,
+            },
+            uploads: Uploads::new((settings.workers / 2).max(1)),
+        });
+
+        let queue = WorkQueue::new();
+        let jobs = queue.clone();
+        let dispatcher = engine.start(move |job| jobs.push_job(job))?;
+        let workers = (0..settings.workers)
+            .map(|number| {
+                let (service, queue) = (Arc::clone(&service), queue.clone());
+                threads::spawn(&format!("worker-{number}"), move || service.work(&queue))
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        let (taker, requests) = (Arc::clone(&service), queue.clone());
+        let intake = Intake::start(listener, Arc::clone(&logger), move |request| {
+            taker.take(&requests, request);
+        })?;
+        let configured = CloseOptions::new()
+            .notify(true)
+            .drain_leases(settings.drain_grace)
+            .shutdown_timeout(settings.shutdown_timeout);
+        let network = settings.listen.network();
+        log::info!(logger: logger, target: SYS_INIT, network, address:% = shown(&address), mtls = false; "listening");
+        Ok(Self {
+            address,
+            service,
+            store,
+            logger,
+            close_defaults: close_defaults.over(configured),
+            running: Mutex::new(Some(Running {
+                intake,
+                queue,
+                workers,
+                dispatcher,
+            })),
+            stopped: (Mutex::new(false), Condvar::new()),
+        })
+    }
+
+    /// Where it listens, with the port that the system chose.
+    pub fn address(&self) -> &ListenerAddr {
+        &self.address
+    }
+
+    /// Where it listens, as a client writes it.
+    pub fn url(&self) -> String {
+        match &self.address {
+            ListenerAddr::Tcp(address) => format!("http://{address}"),
+            ListenerAddr::Unix(path) => format!("unix://{}", path.display()),
+        }
+    }
+
+    /// The store that it serves.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Stops in the way that was configured.
+    pub fn shutdown(&self) {
+        self.shutdown_with(CloseOptions::new());
+    }
+
+    /// Stops; what the options leave open is as configured. Returns when nothing of the server runs any more. Whoever
+    /// calls while another call is at it waits for the same end.
+    pub fn shutdown_with(&self, options: CloseOptions) {
+        let plan = DrainPlan::new(options.over(self.close_defaults), None);
+        self.stop(|server, running| {
+            let began = server.service.edge.clock.now();
+            let edge = &server.service.edge;
+            edge.begin_drain(began.after(plan.drain()), plan.notify());
+            server.service.dispatcher.drain();
+            server.drain(&plan);
+            edge.begin_close();
+            running.intake.stop_accepting();
+            let patience = plan.http_phase(edge.clock.now().since(began));
+            if !edge.wait_until_quiet(patience.unwrap_or(Duration::MAX)) {
+                log::warn!(logger: server.logger, target: SYS_SHUTDOWN, "shutdown.http.timeout_force_close");
+            }
+        });
+    }
+
+    /// Ends as a crash would: no drain, no answers, nothing given back. What was acknowledged stays in the store.
+    pub fn abort(&self) {
+        self.stop(|server, running| {
+            server.service.edge.begin_close();
+            running.intake.stop_accepting();
+            server.service.edge.sever_all();
+            server.service.dispatcher.drain();
+        });
+    }
+
+    fn stop(&self, prepare: impl FnOnce(&Self, &Running)) {
+        let (stopped, signal) = &self.stopped;
+        let Some(running) = self.running.lock().take() else {
+            let mut stopped = stopped.lock();
+            while !*stopped {
+                signal.wait(&mut stopped);
+            }
+            return;
+        };
+        prepare(self, &running);
+        self.service.edge.sever_all();
+        let Running {
+            intake,
+            queue,
+            workers,
+            dispatcher,
+        } = running;
+        intake.stop();
+        workers.iter().for_each(|_| queue.push_stop());
+        for worker in workers {
+            let _ = worker.join();
+        }
+        self.service.dispatcher.stop();
+        let _ = dispatcher.join();
+        // A connection may have been accepted between the first cut and the end of the intake.
+        self.service.edge.sever_all();
+        log::info!(logger: self.logger, target: SYS_SHUTDOWN, "stopped");
+        *stopped.lock() = true;
+        signal.notify_all();
+    }
+
+    /// Waits until no lease lives or the time is up.
+    fn drain(&self, plan: &DrainPlan) {
+        let clock = &self.service.edge.clock;
+        if plan.skips_drain() {
+            log::info!(logger: self.logger, target: SYS_SHUTDOWN, "shutdown.drain.skip");
+            return;
+        }
+        let began = clock.now();
+        let active_leases = self.living_leases();
+        log::info!(logger: self.logger, target: SYS_SHUTDOWN, active_leases,
+            grace_period:? = plan.drain(); "shutdown.drain.begin");
+        let mut remaining = active_leases;
+        while remaining != 0 && clock.now().since(began) < plan.drain() {
+            std::thread::sleep(DRAIN_CHECK_EVERY.min(plan.drain().saturating_sub(clock.now().since(began))));
+            remaining = self.living_leases();
+            log::debug!(logger: self.logger, target: SYS_SHUTDOWN, remaining; "shutdown.drain.sample");
+        }
+        log::info!(logger: self.logger, target: SYS_SHUTDOWN, remaining,
+            elapsed:? = clock.now().since(began); "shutdown.drain.complete");
+    }
+
+    fn living_leases(&self) -> usize {
+        self.service
+            .leases
+            .count_living(COUNTED_LEASES_MAX)
+            .unwrap_or_else(|cause| {
+                let error = cause.to_string();
+                log::warn!(logger: self.logger, target: SYS_SHUTDOWN, error; "shutdown.drain.unknown");
+                0
+            })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+/// Serves until SIGINT or SIGTERM, then stops in the configured way. A second signal ends the process at once.
+pub fn run(settings: Settings, logger: Logger) -> Result<(), ServeError> {
+    log::info!(logger: logger, target: SYS_INIT, version = env!("CARGO_PKG_VERSION"), pid = std::process::id();
+        "welcome to lockd {}", env!("CARGO_PKG_VERSION"));
+    raise_descriptor_limit(&logger);
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let handle = signals.handle();
+    let server = Arc::new(Server::start(Parts::new(settings, Arc::clone(&logger)))?);
+    let mut stopping: Option<JoinHandle<()>> = None;
+    for signal in signals.forever() {
+        if stopping.is_some() {
+            signal_hook::low_level::emulate_default_handler(signal)?;
+        }
+        log::info!(logger: logger, target: SYS_SHUTDOWN, signal; "shutdown.signal");
+        let (server, handle) = (Arc::clone(&server), handle.clone());
+        stopping = Some(threads::spawn("shutdown", move || {
+            server.shutdown();
+            handle.close();
+        })?);
+    }
+    if let Some(stopping) = stopping {
+        let _ = stopping.join();
+    }
+    Ok(())
+}
+
+fn open_store(location: &StoreLocation) -> Result<Arc<dyn Store>, ServeError> {
+    match location {
+        StoreLocation::Memory => Ok(Arc::new(MemoryStore::new())),
+    }
+}
+
+fn bind(listen: &Listen) -> Result<Bound, ServeError> {
+    let failed = |cause| ServeError::Listen {
+        address: listen.to_string(),
+        cause,
+    };
+    if let Listen::Unix(path) = listen {
+        return Bound::bind(&ListenOn::Unix(path.clone())).map_err(failed);
+    }
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in listen.socket_addresses().map_err(failed)? {
+        match Bound::bind(&ListenOn::Tcp(address)) {
+            Ok(bound) => return Ok(bound),
+            Err(cause) => last = cause,
+        }
+    }
+    Err(failed(last))
+}
+
+/// What other servers of the same store change may be what somebody waits for here.
+fn listen_to_others(store: &dyn Store, dispatcher: &Dispatcher<ParkedAcquire>) {
+    let dispatcher = dispatcher.clone();
+    store.watch(Arc::new(move |changed| {
+        for key in changed.iter().filter(|key| keys::is_key_record(key)) {
+            dispatcher.lease_ended(key);
+        }
+    }));
+}
+
+fn whole_seconds(span: Duration) -> i64 {
+    i64::try_from(span.as_secs()).unwrap_or(i64::MAX).max(1)
+}
+
+fn shown(address: &ListenerAddr) -> String {
+    match address {
+        ListenerAddr::Tcp(address) => address.to_string(),
+        ListenerAddr::Unix(path) => path.display().to_string(),
+    }
+}
+
+/// Every connection is a descriptor or two; the soft limit of a shell is far below what the system allows.
+fn raise_descriptor_limit(logger: &Logger) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(cause) = setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: limit.maximum,
+                maximum: limit.maximum,
+            },
+        )
+    {
+        let error = cause.to_string();
+        log::debug!(logger: logger, target: SYS_INIT, error; "limits.descriptors.unchanged");
+    }
+}
