@@ -1,0 +1,78 @@
+//! What a suite needs of a backend: servers, alone or several over one store.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockd::clock::{SharedClock, SystemClock};
+use lockd::drain_plan::CloseOptions;
+use lockd::net::sever::ListenerAddr;
+use lockd::server::{Parts, Server};
+use lockd::settings::{Listen, Settings};
+use lockd::store::Store;
+
+/// A backend under test. Every call of `open` makes a fresh, empty place.
+pub trait Backend: Sync {
+    /// A fresh place.
+    fn open(&self) -> Box<dyn Place>;
+}
+
+/// One place where a store lives; several handles may be open on it.
+pub trait Place {
+    /// Another handle on the store in this place, as another process would open it.
+    fn store(&self) -> Arc<dyn Store>;
+}
+
+/// A server under test. Stops without drain when it is dropped.
+pub struct TestServer {
+    pub server: Arc<Server>,
+    pub address: SocketAddr,
+}
+
+/// How a test wants its servers.
+#[derive(Clone)]
+pub struct ServerOptions {
+    pub settings: Settings,
+    pub clock: SharedClock,
+    pub close: CloseOptions,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        let settings = Settings {
+            listen: Listen::loopback_any_port(),
+            workers: 8,
+            ..Settings::default()
+        };
+        let close = CloseOptions::new()
+            .drain_leases(Duration::ZERO)
+            .shutdown_timeout(Duration::from_secs(5));
+        Self {
+            settings,
+            clock: SystemClock::shared(),
+            close,
+        }
+    }
+}
+
+impl TestServer {
+    /// Starts a server over this store.
+    pub fn start(store: Arc<dyn Store>, options: ServerOptions) -> Self {
+        let parts = Parts {
+            store: Some(store),
+            clock: options.clock,
+            close_defaults: options.close,
+            ..Parts::new(options.settings, lockd::logging::off())
+        };
+        let server = Arc::new(Server::start(parts).expect("the server starts"));
+        let ListenerAddr::Tcp(address) = *server.address() else {
+            panic!("the suite talks TCP")
+        };
+        Self { server, address }
+    }
+
+    /// Starts a server with a store of its own.
+    pub fn fresh(backend: &dyn Backend) -> Self {
+        Self::start(backend.open().store(), ServerOptions::default())
+    }
+}

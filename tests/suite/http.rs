@@ -1,0 +1,139 @@
+//! A client that sends exactly the bytes a test wants and reads whatever comes back.
+//!
+//! Not the product's client on purpose: a test of the wire must be able to say things that a good client never says.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// No answer of a sound server takes longer, but for those that wait on purpose.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One connection to a server.
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The first header of this name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// The body as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|cause| panic!("{cause}: {self:?}"))
+    }
+
+    /// A member of the body.
+    pub fn field(&self, name: &str) -> Value {
+        self.json().get(name).cloned().unwrap_or(Value::Null)
+    }
+
+    /// The error code of the body.
+    pub fn code(&self) -> String {
+        self.field("error").as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Status and code at once, for comparisons that show both when they fail.
+    pub fn error(&self) -> (u16, String) {
+        (self.status, self.code())
+    }
+
+    /// The answer itself, if it has this status.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
+        self
+    }
+}
+
+impl Connection {
+    pub fn open(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("the server listens");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self {
+            stream: BufReader::new(stream),
+        }
+    }
+
+    /// The socket, for tests that close it half or drop it.
+    pub fn socket(&self) -> &TcpStream {
+        self.stream.get_ref()
+    }
+
+    /// Sends bytes as they are.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.get_mut().write_all(bytes).expect("the server takes bytes");
+    }
+
+    /// Sends a request with a length and a body.
+    pub fn send_request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: test\r\n");
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+        self.send(&[head.as_bytes(), body].concat());
+    }
+
+    /// Reads one answer; interim answers (100) are returned as they come.
+    pub fn read_answer(&mut self) -> Answer {
+        self.try_read_answer().expect("the server answers")
+    }
+
+    /// Reads one answer, or says why there is none.
+    pub fn try_read_answer(&mut self) -> std::io::Result<Answer> {
+        let status_line = self.line()?;
+        let status = status_line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = status.ok_or_else(|| std::io::Error::other(format!("no status line: {status_line:?}")))?;
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line()?;
+            match line.split_once(':') {
+                Some((name, value)) => headers.push((name.to_owned(), value.trim().to_owned())),
+                None => break,
+            }
+        }
+        let mut answer = Answer {
+            status,
+            headers,
+            body: Vec::new(),
+        };
+        let length = answer
+            .header("Content-Length")
+            .map_or(0, |length| length.parse().expect("a length"));
+        answer.body.resize(length, 0);
+        self.stream.read_exact(&mut answer.body)?;
+        Ok(answer)
+    }
+
+    fn line(&mut self) -> std::io::Result<String> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(line.trim_end().to_owned())
+    }
+}
+
+/// Sends one request on a connection of its own and returns the answer.
+pub fn send(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    let mut connection = Connection::open(address);
+    connection.send_request(method, path, headers, body);
+    connection.read_answer()
+}

@@ -1,0 +1,8 @@
+//! Behaviour that every backend must show, written once. Each claim is a test named by it; the number before it is the
+//! point of the protocol's conformance list that it proves.
+
+pub mod fixture;
+pub mod http;
+pub mod lockd_calls;
+
+pub mod smoke;
