@@ -453,30 +453,6 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_longer_than_a_page_is_whole() {
-        let store = MemoryStore::new();
-        let names: Vec<String> = (0..2 * LIST_PAGE_ROWS + 1).map(|n| format!("k/{n:05}")).collect();
-        for name in names.iter().map(String::as_str).chain(["j", "l"]) {
-            let batch = Batch {
-                records: vec![put(name, Precondition::Absent)],
-                ..Batch::default()
-            };
-            store.write(batch).unwrap();
-        }
-        for limit in [
-            LIST_PAGE_ROWS - 1,
-            LIST_PAGE_ROWS,
-            LIST_PAGE_ROWS + 1,
-            2 * LIST_PAGE_ROWS,
-            usize::MAX,
-        ] {
-            let rows = store.list("k/", None, limit).unwrap();
-            let listed: Vec<&str> = rows.iter().map(|row| row.key.as_str()).collect();
-            assert_eq!(listed, names[..limit.min(names.len())], "limit {limit}");
-        }
-    }
-
-    #[test]
     fn a_handle_that_is_gone_is_told_no_more() {
         let store = MemoryStore::new();
         let told = Arc::new(AtomicU64::new(0));

@@ -64,6 +64,7 @@ macro_rules! store_suite {
             listings {
                 listings_are_in_byte_order_below_their_prefix,
                 listings_go_on_after_a_row_and_stop_at_their_limit,
+                a_long_listing_is_whole,
                 paging_lists_what_stays_exactly_once_while_others_write,
             }
             bodies {

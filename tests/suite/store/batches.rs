@@ -101,7 +101,7 @@ pub(crate) fn nobody_sees_half_of_a_batch_after_the_other_half(fixture: &Fixture
             });
         }
         let _stop = StopAtEnd(&stop);
-        for round in 1..=200_u64 {
+        for round in up_to_in_a_second(10_000) {
             let writes = names.map(|name| record(name, Precondition::Any, put_change(round.to_string().as_bytes())));
             done(&*store, batch(writes.to_vec()));
         }

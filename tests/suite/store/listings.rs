@@ -61,6 +61,30 @@ pub(crate) fn listings_go_on_after_a_row_and_stop_at_their_limit(fixture: &Fixtu
     }
 }
 
+/// Engines read in pages of their own, a thousand rows at a time or so; nobody must notice.
+pub(crate) fn a_long_listing_is_whole(fixture: &Fixture) {
+    let place = fixture();
+    let store = place.handle();
+    let names: Vec<String> = (0..2_500).map(|n| format!("k/{n:04}")).collect();
+    let per_batch = if store.capabilities().atomic_batch { 500 } else { 1 };
+    for some in names.chunks(per_batch) {
+        let writes = some
+            .iter()
+            .map(|name| record(name, Precondition::Absent, put_change(b"")));
+        done(&*store, batch(writes.collect()));
+    }
+    put(&*store, "j", Precondition::Absent, b"");
+    put(&*store, "l", Precondition::Absent, b"");
+    for limit in [999, 1_000, 1_001, 2_048, 2_499, 2_500, 2_501, usize::MAX] {
+        let listed = list(&*store, "k/", None, limit);
+        assert!(
+            listed == names[..limit.min(names.len())],
+            "limit {limit}: {} rows",
+            listed.len()
+        );
+    }
+}
+
 pub(crate) fn paging_lists_what_stays_exactly_once_while_others_write(fixture: &Fixture) {
     let place = fixture();
     let (reader, writer) = (place.handle(), place.handle());
@@ -88,6 +112,10 @@ pub(crate) fn paging_lists_what_stays_exactly_once_while_others_write(fixture: &
             loop {
                 let page = list(&*reader, "k/", listed.last().map(String::as_str), page_rows);
                 let last_page = page.len() < page_rows;
+                assert!(
+                    listed.last() < page.first() || last_page,
+                    "{page:?} comes after {listed:?}"
+                );
                 listed.extend(page);
                 if last_page {
                     break;

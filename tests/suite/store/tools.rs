@@ -119,6 +119,14 @@ pub(super) fn wait_until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
+/// Counts from 1 up to `most`, or until a second is over: a quick engine shows its races by numbers, a slow one by its
+/// slowness.
+pub(super) fn up_to_in_a_second(most: u64) -> impl Iterator<Item = u64> {
+    let clock = SystemClock::new();
+    let start = clock.now();
+    (1..=most).take_while(move |n| *n == 1 || clock.now().since(start) < Duration::from_secs(1))
+}
+
 /// Lets the other threads of a test end, also when the test fails: otherwise it would wait for them instead of saying so.
 pub(super) struct StopAtEnd<'a>(pub(super) &'a AtomicBool);
 
