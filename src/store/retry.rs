@@ -12,12 +12,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use crate::logging::Logger;
+
 use super::{
     Batch, BodyId, BodyWriter, Capabilities, ChangeListener, Listed, RecordKey, Store, StoreError, Stored, Written,
 };
-
-/// Where log lines go.
-pub type Logger = Arc<dyn log::Log>;
 
 /// How a wrapper waits. Tests replace it; a server may hand in one that returns early when it shuts down.
 pub type Sleeper = Arc<dyn Fn(Duration) + Send + Sync>;
@@ -76,7 +75,7 @@ pub struct RetryStore {
 }
 
 impl RetryStore {
-    /// Wraps `inner`. Each failure that is followed by another try or ends the last one is logged at warn.
+    /// Wraps `inner`. Each failed try is logged at warn as `storage transient error`.
     pub fn new(inner: Arc<dyn Store>, policy: RetryPolicy, logger: Logger, sleep: Sleeper) -> Self {
         Self {
             inner,
@@ -96,7 +95,7 @@ impl RetryStore {
             };
             failures += 1;
             log::warn!(
-                logger: self.logger,
+                logger: self.logger, target: "storage.backend.core",
                 operation = operation, attempt = failures, max_attempts = max_attempts, error:% = error;
                 "storage transient error"
             );
@@ -152,6 +151,7 @@ mod tests {
     use super::super::memory::MemoryStore;
     use super::super::{Change, Precondition, RecordWrite};
     use super::*;
+    use crate::logging::raise_max_level;
 
     /// Keeps what is logged, one line each.
     #[derive(Default)]
@@ -166,7 +166,8 @@ mod tests {
             let value = |key: &str| record.key_values().get(Key::from_str(key)).unwrap();
             let keys = ["operation", "attempt", "max_attempts", "error"];
             let values = keys.map(|key| format!("{key}={}", value(key)));
-            let line = format!("{} {} {}", record.level(), record.args(), values.join(" "));
+            let (level, origin) = (record.level(), record.target());
+            let line = format!("{level} {origin}: {} {}", record.args(), values.join(" "));
             self.0.lock().push(line);
         }
 
@@ -181,8 +182,7 @@ mod tests {
     }
 
     fn scene(policy: RetryPolicy) -> Scene {
-        // Without this the macros stay silent, whatever logger they are handed.
-        log::set_max_level(log::LevelFilter::Trace);
+        raise_max_level(log::LevelFilter::Warn);
         let pauses = Arc::new(Mutex::new(Vec::new()));
         let noted = pauses.clone();
         let sleep: Sleeper = Arc::new(move |pause| noted.lock().push(pause));
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(
             *scene.lines.0.lock(),
             [1, 2].map(|attempt| format!(
-                "WARN storage transient error operation=write attempt={attempt} max_attempts=6 \
+                "WARN storage.backend.core: storage transient error operation=write attempt={attempt} max_attempts=6 \
                  error=not done: injected before write {attempt}"
             ))
         );

@@ -18,6 +18,7 @@
 use std::env;
 use std::sync::{Arc, OnceLock};
 
+use lockd::logging;
 use lockd::store::Store;
 use lockd::store::fault::{Fault, FaultPlan, FaultStore, Operation};
 use lockd::store::retry::{RetryPolicy, RetryStore, Sleeper};
@@ -141,19 +142,9 @@ impl Place for Retried {
             attempts: 25,
             ..RetryPolicy::default()
         };
-        Arc::new(RetryStore::new(Arc::new(faulty), policy, Arc::new(Quiet), no_sleep))
+        // Thousands of injected failures in the log would hide what matters.
+        Arc::new(RetryStore::new(Arc::new(faulty), policy, logging::off(), no_sleep))
     }
-}
-
-/// A logger that says nothing: thousands of injected failures would hide what matters.
-struct Quiet;
-
-impl log::Log for Quiet {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        false
-    }
-    fn log(&self, _: &log::Record<'_>) {}
-    fn flush(&self) {}
 }
 
 /// The seed of all random runs of this process: the one asked for, or a new one.
