@@ -1,0 +1,122 @@
+//! Linux: what the answers of the kernel say about a peer.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_packet_sock_diag::constants::{TCP_ESTABLISHED, TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT};
+use netlink_packet_sock_diag::inet::StateFlags;
+use parking_lot::Mutex;
+
+use super::PeerState;
+use crate::net::sock_diag::{Family, SockDiag};
+
+/// The kernel, asked by one thread at a time. An error says that nothing is known.
+#[derive(Default)]
+pub(super) struct Kernel {
+    /// Opened with the first question and again after an error.
+    diag: Mutex<Option<SockDiag>>,
+}
+
+impl Kernel {
+    /// Asks a question that has an answer everywhere.
+    pub(super) fn check(&self) -> io::Result<()> {
+        self.with(|diag| diag.dump(Family::V4, StateFlags::LISTEN, 1, 0, &mut |_| {}))
+    }
+
+    /// See [`super::PeerProbe::state`].
+    pub(super) fn state(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<PeerState> {
+        self.with(|diag| state(diag, local, remote))
+    }
+
+    /// See [`super::PeerProbe::gone_among`].
+    pub(super) fn gone_among(&self, local_port: u16, remotes: &[SocketAddr]) -> io::Result<Vec<SocketAddr>> {
+        if remotes.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.with(|diag| gone_among(diag, local_port, remotes))
+    }
+
+    fn with<T>(&self, question: impl FnOnce(&mut SockDiag) -> io::Result<T>) -> io::Result<T> {
+        let mut slot = self.diag.lock();
+        // Taken out, so that after an error the next question starts with a new socket.
+        let mut diag = slot.take().map_or_else(SockDiag::open, Ok)?;
+        let answer = question(&mut diag)?;
+        *slot = Some(diag);
+        Ok(answer)
+    }
+}
+
+/// States in which the peer of an accepted socket has not gone. With TCP Fast Open, one can be accepted in `SYN_RECV`.
+const ALIVE: StateFlags = StateFlags::ESTABLISHED.union(StateFlags::SYN_RECV);
+
+fn state(diag: &mut SockDiag, local: SocketAddr, remote: SocketAddr) -> io::Result<PeerState> {
+    if !local.ip().is_unspecified() {
+        match diag.state(local, remote)? {
+            Some(TCP_ESTABLISHED) => return Ok(PeerState::Connected),
+            Some(TCP_SYN_RECV | TCP_SYN_SENT) => return Ok(PeerState::Unknown),
+            // Not found directly. Sockets of a routing domain (VRF) are found by search only, so search.
+            Some(TCP_LISTEN) | None => {}
+            Some(_) => return Ok(PeerState::Gone),
+        }
+    }
+    if absent_among(diag, local.port(), remote.port(), &[remote])?.is_empty() {
+        return Ok(PeerState::Connected);
+    }
+    match listener_is_visible(diag, local.port())? {
+        true => Ok(PeerState::Gone),
+        false => Ok(PeerState::Unknown),
+    }
+}
+
+fn gone_among(diag: &mut SockDiag, local_port: u16, remotes: &[SocketAddr]) -> io::Result<Vec<SocketAddr>> {
+    let absent = absent_among(diag, local_port, 0, remotes)?;
+    if absent.is_empty() || listener_is_visible(diag, local_port)? {
+        return Ok(absent);
+    }
+    Ok(Vec::new())
+}
+
+/// Those without a live connection to `local_port`. A `remote_port` that is not 0 says that all remotes have this port,
+/// and saves work.
+fn absent_among(
+    diag: &mut SockDiag,
+    local_port: u16,
+    remote_port: u16,
+    remotes: &[SocketAddr],
+) -> io::Result<Vec<SocketAddr>> {
+    let mut missing: HashSet<(IpAddr, u16)> = remotes.iter().map(key).collect();
+    // A dump is not a picture of one moment, and may miss a socket beside one that closes. So it takes two of them to
+    // make somebody gone.
+    for _ in 0..2 {
+        for family in [Family::V4, Family::V6] {
+            diag.dump(family, ALIVE, local_port, remote_port, &mut |remote| {
+                missing.remove(&key(&remote));
+            })?;
+            if missing.is_empty() {
+                return Ok(Vec::new());
+            }
+        }
+    }
+    Ok(remotes
+        .iter()
+        .filter(|remote| missing.contains(&key(remote)))
+        .copied()
+        .collect())
+}
+
+fn listener_is_visible(diag: &mut SockDiag, local_port: u16) -> io::Result<bool> {
+    let mut visible = false;
+    for family in [Family::V4, Family::V6] {
+        diag.dump(family, StateFlags::LISTEN, local_port, 0, &mut |_| visible = true)?;
+        if visible {
+            break;
+        }
+    }
+    Ok(visible)
+}
+
+/// By what a remote is recognised: an IPv4 address is the same whether mapped to IPv6 or not.
+fn key(remote: &SocketAddr) -> (IpAddr, u16) {
+    (remote.ip().to_canonical(), remote.port())
+}
