@@ -20,5 +20,6 @@ pub mod server;
 pub mod settings;
 pub mod state;
 pub mod store;
+pub mod testing;
 pub mod threads;
 pub mod txn;

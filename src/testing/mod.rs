@@ -1,0 +1,20 @@
+//! What tests against lockd need: real servers with their surroundings, and eyes to see what happened.
+//!
+//! lockd tests itself with these pieces, and a program that uses lockd can do the same. Nothing here pretends to be a
+//!
+//! | piece | for |
+//! |---|---|
+//! | [`Recorder`] | asserting on the log of one client or server, entry by entry |
+//! | [`LogCapture`] | counting some kinds of entries in a long log |
+//! | [`TestingLogger`] | a verbose log that is only shown when the test fails |
+
+mod capture;
+#[cfg(test)]
+mod child;
+mod entry;
+mod recorder;
+mod tape;
+
+pub use capture::{CaptureOptions, LogCapture, PrintOnFailure, TestingLogger};
+pub use entry::Entry;
+pub use recorder::Recorder;
