@@ -1,14 +1,17 @@
 //! What tests against lockd need: real servers with their surroundings, and eyes to see what happened.
 //!
 //! lockd tests itself with these pieces, and a program that uses lockd can do the same. Nothing here pretends to be a
+//! server: a [`Recorder`] only watches, a [`ChaosProxy`] only relays badly, a [`Watchdog`] only waits.
 //!
 //! | piece | for |
 //! |---|---|
 //! | [`Recorder`] | asserting on the log of one client or server, entry by entry |
 //! | [`LogCapture`] | counting some kinds of entries in a long log |
 //! | [`TestingLogger`] | a verbose log that is only shown when the test fails |
+//! | [`ChaosProxy`] | a slow, lossy, breaking connection |
 
 mod capture;
+mod chaos;
 #[cfg(test)]
 mod child;
 mod entry;
@@ -16,5 +19,6 @@ mod recorder;
 mod tape;
 
 pub use capture::{CaptureOptions, LogCapture, PrintOnFailure, TestingLogger};
+pub use chaos::{ChaosConfig, ChaosProxy};
 pub use entry::Entry;
 pub use recorder::Recorder;
