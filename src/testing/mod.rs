@@ -9,6 +9,8 @@
 //! | [`LogCapture`] | counting some kinds of entries in a long log |
 //! | [`TestingLogger`] | a verbose log that is only shown when the test fails |
 //! | [`ChaosProxy`] | a slow, lossy, breaking connection |
+//! | [`Watchdog`] | ending a hung test with a report |
+//! | [`exclusive`], [`shared`] | keeping tests that measure time away from the others |
 
 mod capture;
 mod chaos;
@@ -17,8 +19,12 @@ mod child;
 mod entry;
 mod recorder;
 mod tape;
+mod turns;
+mod watchdog;
 
 pub use capture::{CaptureOptions, LogCapture, PrintOnFailure, TestingLogger};
 pub use chaos::{ChaosConfig, ChaosProxy};
 pub use entry::Entry;
 pub use recorder::Recorder;
+pub use turns::{Turn, exclusive, shared};
+pub use watchdog::Watchdog;
