@@ -11,11 +11,13 @@
 //! | [`ChaosProxy`] | a slow, lossy, breaking connection |
 //! | [`Watchdog`] | ending a hung test with a report |
 //! | [`exclusive`], [`shared`] | keeping tests that measure time away from the others |
+//! | [`close_profile`] | how test servers close |
 
 mod capture;
 mod chaos;
 #[cfg(test)]
 mod child;
+pub mod close_profile;
 mod entry;
 mod recorder;
 mod tape;
@@ -24,6 +26,7 @@ mod watchdog;
 
 pub use capture::{CaptureOptions, LogCapture, PrintOnFailure, TestingLogger};
 pub use chaos::{ChaosConfig, ChaosProxy};
+pub use close_profile::{CloseDefaults, CloseOptions};
 pub use entry::Entry;
 pub use recorder::Recorder;
 pub use turns::{Turn, exclusive, shared};
