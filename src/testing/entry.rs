@@ -133,8 +133,8 @@ impl Entry {
         }
     }
 
-    /// The entry as one compact JSON line (`ts`, `lvl`, `msg`, `sys`, then the fields), as the daemon would print it; for
-    /// a line of another process the line as it came.
+    /// The entry as one compact JSON line, for searching raw text: `ts`, `lvl`, `msg`, `sys`, then the fields in their
+    /// order. A line of another process comes back as it was.
     pub fn json_line(&self) -> Cow<'_, str> {
         if let Some(line) = &self.line {
             return Cow::Borrowed(line);

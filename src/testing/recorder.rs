@@ -38,8 +38,8 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder for this level and everything more severe. It coerces to `Arc<dyn Log>`, which clients and servers
-    /// take. Raises [`log::max_level`] if needed, because the macros of `log` ask that first.
+    /// A recorder for this level and everything more severe. It coerces to [`Logger`](crate::logging::Logger),
+    /// which clients and servers take. Raises [`log::max_level`] if needed, because the macros of `log` ask that first.
     pub fn new(level: Level) -> Arc<Self> {
         Arc::new(Self {
             tape: Tape::new(level, Vec::new(), usize::MAX, true),

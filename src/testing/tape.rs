@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::entry::{self, Entry};
 use crate::clock::{Clock, SystemClock};
+use crate::logging;
 
 pub(super) struct Tape {
     level: Level,
@@ -33,7 +34,7 @@ struct Inner {
 
 impl Tape {
     pub(super) fn new(level: Level, prefixes: Vec<String>, entries_max: usize, forward: bool) -> Self {
-        raise_max_level(level);
+        logging::raise_max_level(level.to_level_filter());
         Self {
             level,
             prefixes,
@@ -143,15 +144,4 @@ impl Inner {
 )]
 pub(super) fn print_to_test_output(line: &str) {
     println!("{line}");
-}
-
-/// The macros of `log` ask the global maximum before they ask the logger they are given, and that maximum is "off" in a
-/// process without a global logger. So whoever wants entries must raise it. It is never lowered again: another test may
-/// rely on it.
-fn raise_max_level(level: Level) {
-    static RAISING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = RAISING.lock();
-    if log::max_level() < level {
-        log::set_max_level(level.to_level_filter());
-    }
 }
