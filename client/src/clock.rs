@@ -1,0 +1,17 @@
+//! The one place of this crate that reads a clock.
+//!
+//! Waiting is measured in monotonic time. Wall time is read for one purpose only: a `Retry-After` header may name a date.
+
+use std::time::{Instant, SystemTime};
+
+/// Monotonic time.
+#[allow(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// Wall time.
+#[allow(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+pub(crate) fn wall() -> SystemTime {
+    SystemTime::now()
+}
