@@ -1,24 +1,111 @@
-//! Stand-in while the real one is under way.
+//! Closes the accepted connections of a listener in this process, whoever holds them.
+//!
+//! The HTTP library keeps its sockets to itself: when a server that is embedded in a larger program stops, connections
+//! that clients keep alive would stay open, with a thread behind each of them. The process can still find them: `/proc`
+//! lists its file descriptors, and `pidfd_getfd` on the process itself gives a safe duplicate of each. If the duplicate
+//! turns out to be a connected stream socket at our address, it is shut down in both directions, which whoever holds the
+//! original sees as the end of its input.
+//!
+//! Everything is checked on the duplicate, never on a number, so a descriptor that is closed and used again meanwhile is no
+//! danger. Listening sockets stay untouched, and so do sockets that this process has connected *to* our address: ours
+//! is their peer's address and not their own. What was written before still reaches the peer, followed by an orderly end.
+//!
+//! Only connections that are there already are found, so stop accepting first. Linux 5.6 or later; some container profiles
+//! forbid `pidfd_getfd`. Then the answer is an error, and idle connections end when their clients close them.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// Address of a listener.
+use socket2::SockAddr;
+
+#[cfg(test)]
+mod tests;
+
+/// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenerAddr {
-    /// TCP.
+    /// A TCP address. A wildcard (`0.0.0.0`, `[::]`) stands for all addresses of the machine.
     Tcp(SocketAddr),
-    /// Unix socket path.
+    /// The path of a Unix socket, spelled as it was when the listener was bound.
     Unix(PathBuf),
 }
 
-/// Cut all.
-pub fn sever_connections(_local: &ListenerAddr) -> io::Result<usize> {
-    Ok(0)
+/// Shuts down every connection that was accepted at `local`, and says how many there were. An error says that nothing or
+/// not everything could be looked at; connections found before it are shut down.
+pub fn sever_connections(local: &ListenerAddr) -> io::Result<usize> {
+    sever(|address, _| match local {
+        ListenerAddr::Tcp(local) => address.as_socket().is_some_and(|address| is_at(address, *local)),
+        ListenerAddr::Unix(path) => address.as_pathname() == Some(path),
+    })
 }
 
-/// Cut one.
-pub fn sever_one(_local: SocketAddr, _remote: SocketAddr) -> io::Result<bool> {
-    Ok(false)
+/// Shuts down the connection that was accepted at `local` and came from `remote`. False if there is none.
+pub fn sever_one(local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+    let severed = sever(|address, peer| {
+        address.as_socket().is_some_and(|address| is_at(address, local))
+            && peer.as_socket().is_some_and(|peer| is_same(peer, remote))
+    })?;
+    Ok(severed > 0)
+}
+
+/// Whether a socket with this address was accepted by a listener at `local`.
+fn is_at(address: SocketAddr, local: SocketAddr) -> bool {
+    is_same(address, local) || (local.ip().is_unspecified() && address.port() == local.port())
+}
+
+/// An IPv4 address is the same whether mapped to IPv6 or not.
+fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
+    one.port() == other.port() && one.ip().to_canonical() == other.ip().to_canonical()
+}
+
+/// Shuts down the connected stream sockets of this process whose own address and peer fit.
+#[cfg(target_os = "linux")]
+fn sever(fits: impl Fn(&SockAddr, &SockAddr) -> bool) -> io::Result<usize> {
+    use std::collections::HashSet;
+    use std::fs;
+    use std::net::Shutdown;
+
+    use rustix::io::Errno;
+    use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+    use socket2::{Socket, Type};
+
+    let doing = |what: &'static str| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+    let process = pidfd_open(getpid(), PidfdFlags::empty())
+        .map_err(|errno| doing("cannot open our own process")(errno.into()))?;
+    // Listed before the first duplicate is made, so that duplicates are not listed.
+    let entries = fs::read_dir("/proc/self/fd").and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let mut severed = HashSet::new();
+    for entry in entries.map_err(doing("cannot list our own files"))? {
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // Reads like `socket:[4711]`, the same for all descriptors of one socket. Fails if closed meanwhile.
+        let Some(name) = fs::read_link(entry.path())
+            .ok()
+            .filter(|name| name.to_string_lossy().starts_with("socket:"))
+        else {
+            continue;
+        };
+        let socket = match pidfd_getfd(&process, number, PidfdGetfdFlags::empty()) {
+            Ok(duplicate) => Socket::from(duplicate),
+            Err(Errno::BADF) => continue,
+            Err(errno) => return Err(doing("cannot duplicate our own socket")(errno.into())),
+        };
+        let is_stream = socket.r#type().is_ok_and(|kind| kind == Type::STREAM);
+        // A listener has no peer, and neither has a connection that was aborted.
+        let (Ok(address), Ok(peer)) = (socket.local_addr(), socket.peer_addr()) else {
+            continue;
+        };
+        if is_stream && fits(&address, &peer) && socket.shutdown(Shutdown::Both).is_ok() {
+            severed.insert(name);
+        }
+    }
+    Ok(severed.len())
+}
+
+/// Other systems have no way to find the sockets.
+#[cfg(not(target_os = "linux"))]
+fn sever(_fits: impl Fn(&SockAddr, &SockAddr) -> bool) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
 }
