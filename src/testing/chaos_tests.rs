@@ -293,6 +293,13 @@ fn closing_cuts_connections_joins_threads_and_may_be_repeated() {
     let stream = connect(&proxy);
     (&stream).write_all(b"x").unwrap();
     let idle = connect(&proxy);
+    // A connection that is not served yet would end without having to be cut.
+    let clock = SystemClock::new();
+    let until = clock.now().after(LONG);
+    while proxy.shared.state.lock().open.len() < 2 {
+        assert!(clock.now() < until, "the connections are not served");
+        std::thread::yield_now();
+    }
     proxy.close();
     assert!(ends_empty(&stream) && ends_empty(&idle));
     assert_eq!(Arc::strong_count(&proxy.shared), 1, "a thread still holds the proxy");
