@@ -1,4 +1,4 @@
-//! Identifiers: xids for leases and transactions, version-7 UUIDs for everything else.
+//! Identifiers: xids for leases and transactions, version-7 UUIDs for everything else, names of bodies.
 //!
 //! An xid is 12 bytes (4 of Unix time, 5 that mark machine and process, 3 of a counter) written as 20 characters of
 //! lower-case base32hex. 12 bytes are 96 bits and 20 characters hold 100, so the last character is always `0` or `g`.
@@ -36,6 +36,23 @@ impl Xid {
 impl fmt::Display for Xid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// The name of a body. Made once by whoever writes the body, never used again for another one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct BodyId(Arc<str>);
+
+impl BodyId {
+    /// Wraps a name: lower-case letters, digits and `-`, at most 64 bytes.
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self(name.into())
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 

@@ -9,6 +9,7 @@
 //! A namespace holds no `/`, so the first two parts are never ambiguous. Keys may (`orders/4711`), and may hold `.` and
 //! `..` as segments: they are text to us, and an engine that maps names to paths must encode them.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -16,7 +17,6 @@ use lockd_client::wire::{NAME_BYTES_MAX, is_name_byte, normalize_namespace};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Xid;
-use crate::store::RecordKey;
 
 /// A namespace in its one form: lower case, 1 to 128 of `a-z 0-9 . _ -`, not beginning with a dot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -27,6 +27,35 @@ pub struct Namespace(Arc<str>);
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Key(Arc<str>);
+
+/// The name of a record: printable ASCII, at most 512 bytes, compared byte by byte.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RecordKey(Arc<str>);
+
+impl RecordKey {
+    /// Wraps a name. Only this module invents names; everybody else passes them on.
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self(name.into())
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Lets an ordered map of records be searched by a prefix without making a name of it first.
+impl Borrow<str> for RecordKey {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RecordKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// Why a text is no name.
 #[derive(Debug, Clone, PartialEq, Eq)]

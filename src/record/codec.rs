@@ -19,7 +19,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Attributes, Body, KeyRecord, LeaseRecord, Staged, StagedState, StateValue, TxnRecord};
-use crate::store::BodyId;
+use crate::ids::BodyId;
 
 const KEY_MAGIC: [u8; 4] = *b"LKK1";
 const TXN_MAGIC: [u8; 4] = *b"LKT1";

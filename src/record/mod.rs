@@ -12,9 +12,8 @@ use std::sync::Arc;
 
 pub use codec::{DecodeError, decode_key, decode_txn, encode_key, encode_txn};
 
-use crate::ids::Xid;
+use crate::ids::{BodyId, Xid};
 use crate::keys::{Key, Namespace};
-use crate::store::BodyId;
 
 /// A state of up to so many bytes lives inside the record; a larger one is a body of its own.
 pub const INLINE_BYTES_MAX: usize = 4 * 1024;

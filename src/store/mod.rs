@@ -18,7 +18,6 @@
 //!
 //! The same suite (`tests/suite/store.rs`) runs against every engine, also behind [`fault`].
 
-use std::borrow::Borrow;
 use std::fmt;
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -27,34 +26,9 @@ pub mod fault;
 pub mod memory;
 pub mod retry;
 
-/// The name of a record: printable ASCII, at most 512 bytes, compared byte by byte.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RecordKey(Arc<str>);
-
-impl RecordKey {
-    /// Wraps a name. Only `keys.rs` invents names; everybody else passes them on.
-    pub fn new(name: impl Into<Arc<str>>) -> Self {
-        Self(name.into())
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Lets an ordered map of records be searched by a prefix without making a name of it first.
-impl Borrow<str> for RecordKey {
-    fn borrow(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for RecordKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+// Names are below this floor: records hold them, and they are built without a store at hand.
+pub use crate::ids::BodyId;
+pub use crate::keys::RecordKey;
 
 /// Marks one state of one record. Opaque: two etags of the same record are equal or not, nothing else.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -67,23 +41,6 @@ impl Etag {
     }
 
     /// The mark as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// The name of a body. Made once by whoever writes the body, never used again for another one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[serde(transparent)]
-pub struct BodyId(Arc<str>);
-
-impl BodyId {
-    /// Wraps a name: lower-case letters, digits and `-`, at most 64 bytes.
-    pub fn new(name: impl Into<Arc<str>>) -> Self {
-        Self(name.into())
-    }
-
-    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
