@@ -8,18 +8,25 @@
 //! is why they are built from its table and not from the fields of a struct.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag::register_conditional_shutdown;
 
-use crate::settings::Flags;
+use crate::settings::{Flags, SettingsError};
 
+mod client;
 mod flags;
 mod serve;
 mod version;
 
+use client::{ClientCommand, Context};
 use flags::{GlobalFlags, ServerFlags};
 
 /// Leases, JSON state and a queue for programs that run in several places.
@@ -39,6 +46,9 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Use a server: leases and states
+    #[command(subcommand)]
+    Client(ClientCommand),
     /// Print the version
     Version(version::Arguments),
     /// Print a completion script for a shell
@@ -82,14 +92,34 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn dispatch(command: Command, _global: &Flags) -> Result<(), CliError> {
+fn dispatch(command: Command, global: &Flags) -> Result<(), CliError> {
+    let variables = |name: &str| std::env::var(name).ok();
+    let (mut stdout, mut stderr) = (io::stdout(), io::stderr());
+    let mut context = Context {
+        flags: global,
+        variables: &variables,
+        stdout: &mut stdout,
+        stderr: &mut stderr,
+    };
     match command {
+        Command::Client(command) => {
+            exit_quietly_when_interrupted()?;
+            command.run(&mut context)
+        }
         Command::Version(arguments) => Ok(arguments.run(&mut io::stdout().lock())?),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "lockd", &mut io::stdout().lock());
             Ok(())
         }
     }
+}
+
+/// An interrupted command ends with status 1 and says nothing.
+fn exit_quietly_when_interrupted() -> io::Result<()> {
+    for signal in [SIGINT, SIGTERM] {
+        register_conditional_shutdown(signal, 1, Arc::new(AtomicBool::new(true)))?;
+    }
+    Ok(())
 }
 
 /// Why a command failed: one line for standard error.
@@ -102,15 +132,33 @@ impl CliError {
     }
 }
 
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
         Self(error.to_string())
     }
 }
 
+impl From<SettingsError> for CliError {
+    fn from(error: SettingsError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<lockd_client::Error> for CliError {
+    fn from(error: lockd_client::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
 #[allow(clippy::print_stderr, reason = "the one place where a command reports its failure")]
 fn complain(error: &CliError) {
-    eprintln!("{}", error.0);
+    eprintln!("{error}");
 }
 
 fn exit_code(success: bool) -> ExitCode {
