@@ -21,7 +21,7 @@ impl Args for GlobalFlags {
             let heading = if option.for_client {
                 "Options of the client commands"
             } else {
-                "Options"
+                "Options of every command"
             };
             command.arg(known(&option.option).global(true).help_heading(heading))
         })

@@ -9,7 +9,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -101,17 +101,19 @@ fn dispatch(command: Command, global: &Flags) -> Result<(), CliError> {
         stdout: &mut stdout,
         stderr: &mut stderr,
     };
+    exit_quietly_when_interrupted()?;
     match command {
-        Command::Client(command) => {
-            exit_quietly_when_interrupted()?;
-            command.run(&mut context)
-        }
-        Command::Version(arguments) => Ok(arguments.run(&mut io::stdout().lock())?),
+        Command::Client(command) => command.run(&mut context)?,
+        Command::Version(arguments) => arguments.run(&mut stdout)?,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "lockd", &mut io::stdout().lock());
-            Ok(())
+            // By way of memory, because the generator panics when it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "lockd", &mut script);
+            stdout.write_all(&script)?;
         }
     }
+    // Here a full disk or a closed pipe still becomes an exit status.
+    Ok(stdout.flush()?)
 }
 
 /// An interrupted command ends with status 1 and says nothing.

@@ -24,12 +24,19 @@ pub(crate) struct GetArguments {
     /// File to write the state to, - for standard output
     #[arg(long, short, value_name = "FILE", default_value = "-")]
     output: PathBuf,
-    /// Form of the state
-    #[arg(long = "type", value_name = "TYPE", value_enum, ignore_case = true, default_value_t)]
+    /// Form of the state: raw, json, yaml, or auto, which goes by the extension of the file
+    #[arg(
+        long = "type",
+        value_name = "TYPE",
+        value_enum,
+        ignore_case = true,
+        default_value_t,
+        hide_possible_values = true
+    )]
     form: TypeFlag,
     /// Print version, length and etag to standard error
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true,
-          default_missing_value = "true", action = clap::ArgAction::Set)]
+          default_missing_value = "true", action = clap::ArgAction::Set, hide_possible_values = true)]
     show_meta: bool,
     /// Read what is committed, without a lease
     #[arg(long)]
@@ -91,8 +98,15 @@ pub(crate) struct UpdateArguments {
     lease: LeaseFlags,
     #[command(flatten)]
     txn: TxnFlags,
-    /// Form of the input
-    #[arg(long = "type", value_name = "TYPE", value_enum, ignore_case = true, default_value_t)]
+    /// Form of the input: raw, json, yaml, or auto, which goes by the extension of the file
+    #[arg(
+        long = "type",
+        value_name = "TYPE",
+        value_enum,
+        ignore_case = true,
+        default_value_t,
+        hide_possible_values = true
+    )]
     form: TypeFlag,
     #[command(flatten)]
     expected: ExpectedFlags,
@@ -228,7 +242,7 @@ pub(crate) struct MetadataArguments {
     txn: TxnFlags,
     /// Hide the key from queries, or show it again
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, required = true,
-          default_missing_value = "true", action = clap::ArgAction::Set)]
+          default_missing_value = "true", action = clap::ArgAction::Set, hide_possible_values = true)]
     query_hidden: bool,
     /// Fail unless the key has this version
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..), allow_negative_numbers = true)]
