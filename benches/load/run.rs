@@ -193,7 +193,7 @@ pub(crate) fn ask(stream: &mut TcpStream, request: &[u8]) -> io::Result<Vec<u8>>
     stream.write_all(request)?;
     let mut reader = AnswerReader::default();
     loop {
-        let ended = reader.read_from(stream)? == 0;
+        let ended = reader.read_from(stream).map_err(explained)? == 0;
         let answer = reader
             .answer()
             .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
@@ -209,6 +209,20 @@ pub(crate) fn ask(stream: &mut TcpStream, request: &[u8]) -> io::Result<Vec<u8>>
         if ended {
             return Err(ErrorKind::UnexpectedEof.into());
         }
+    }
+}
+
+/// A read that timed out says "temporarily unavailable", which explains nothing.
+fn explained(error: io::Error) -> io::Error {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => io::Error::new(
+            ErrorKind::TimedOut,
+            format!(
+                "the server took the connection and did not answer within {} s",
+                ANSWER_PATIENCE.as_secs()
+            ),
+        ),
+        _ => error,
     }
 }
 
