@@ -8,7 +8,8 @@
 //!
 //! Everything is checked on the duplicate, never on a number, so a descriptor that is closed and used again meanwhile is no
 //! danger. Listening sockets stay untouched, and so do sockets that this process has connected *to* our address: ours
-//! is their peer's address and not their own. What was written before still reaches the peer, followed by an orderly end.
+//! is their peer's address and not their own. What was written before still reaches the peer, followed by an orderly
+//! end; only a client that goes on sending may see a reset after it.
 //!
 //! Only connections that are there already are found, so stop accepting first. Linux 5.6 or later; some container profiles
 //! forbid `pidfd_getfd`. Then the answer is an error, and idle connections end when their clients close them.

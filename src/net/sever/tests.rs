@@ -2,7 +2,7 @@
 
 #![cfg(target_os = "linux")]
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
@@ -202,32 +202,6 @@ fn a_thread_that_waits_for_input_wakes_up() {
     };
     assert_eq!(severed, 1);
     assert_eq!(reader.join().unwrap(), 1);
-}
-
-/// The reason for this module: stopping a `tiny_http` server left the connections of its clients open.
-#[test]
-fn an_idle_connection_of_a_stopped_http_server_ends() {
-    let server = tiny_http::Server::http("127.0.0.1:0").unwrap();
-    let local = server.server_addr().to_ip().unwrap();
-    let client = TcpStream::connect(local).unwrap();
-    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    (&client).write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-    server.recv().unwrap().respond(tiny_http::Response::empty(204)).unwrap();
-    let mut answer = BufReader::new(&client);
-    let mut line = String::new();
-    answer.read_line(&mut line).unwrap();
-    assert!(line.starts_with("HTTP/1.1 204"), "{line}");
-    while line != "\r\n" {
-        line.clear();
-        assert!(answer.read_line(&mut line).unwrap() > 0);
-    }
-    drop(server);
-
-    let Some(severed) = permitted(sever_connections(&ListenerAddr::Tcp(local))) else {
-        return;
-    };
-    assert_eq!(severed, 1);
-    assert_eq!(read_all(answer), b"");
 }
 
 /// Not a test but a measurement: `cargo test --release --lib net::sever::tests::cost -- --ignored --nocapture`.
