@@ -21,6 +21,8 @@ use crate::error::Error;
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// Beyond that it must have come at least this fast on the whole.
 const BODY_BYTES_PER_SECOND_MIN: u64 = 64 * 1024;
+/// How much of a body is read at once, in bytes.
+const READ_BYTES: u64 = 64 * 1024;
 /// The HTTP library reads bodies up to this size before it hands out the request.
 const PRELOADED_BODY_BYTES: usize = 1024;
 /// An unread rest above this is never handed to the HTTP library's drop.
@@ -106,7 +108,9 @@ impl Exchange {
     pub fn read_body(&mut self, edge: &Edge, mut take: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
         let began = edge.clock.now();
         let announced = self.announced_length();
-        let mut buffer = vec![0; 64 * 1024];
+        // One byte more than announced, so that the read that finds the end finds room.
+        let wanted = announced.map_or(READ_BYTES, |length| length.saturating_add(1).min(READ_BYTES));
+        let mut buffer = vec![0; usize::try_from(wanted).unwrap_or(0)];
         loop {
             let count = match self.request.as_reader().read(&mut buffer) {
                 Ok(count) => count,

@@ -4,14 +4,15 @@
 //! passes them on. When more wait than the limit allows, the intake answers 503 itself, so that overload costs the
 //! clients a retry and the server no memory.
 //!
-//! Two habits of the library are mended here. Its accept loop ends at the first accept error, for example when the
+//! Three habits of the library are mended here. It may leave connections of a burst without a thread; see
+//! [`usher`](super::usher). Its accept loop ends at the first accept error, for example when the
 //! process is out of file descriptors: a new loop is then started on a clone of the listener, and the connections of the
 //! old one are served on. And it sets no time-outs: the ones set on the *listening* socket are inherited by every accepted
 //! one (Linux), which bounds clients that send or read slowly, but also makes an idle `accept` time out; a probe of our
 //! own health endpoint, more often than that, keeps it awake.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use parking_lot::{Condvar, Mutex};
 use socket2::{Domain, SockRef, Socket, Type};
 use tiny_http::{Request, Server};
 
+use super::usher::{Usher, reachable};
 use crate::logging::Logger;
 use crate::net::sever::ListenerAddr;
 use crate::threads;
@@ -31,6 +33,8 @@ use crate::threads;
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(60);
 /// Well below the time-out, so that `accept` never sees it.
 const PROBE_EVERY: Duration = Duration::from_secs(25);
+/// How soon to look again when some connections still had something unread.
+const USHER_AGAIN: Duration = Duration::from_secs(1);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
 /// Pauses between attempts to accept again.
@@ -144,6 +148,7 @@ struct Shared {
     stopping: AtomicBool,
     wishes: Mutex<Wishes>,
     wish_made: Condvar,
+    usher: Usher,
     servers: Mutex<Vec<(Arc<Server>, JoinHandle<()>)>>,
 }
 
@@ -153,12 +158,15 @@ struct Wishes {
     stop: bool,
     /// An accept loop has died.
     accept_again: bool,
+    /// Connections have come; some of the same burst may be without a thread.
+    usher: bool,
 }
 
 impl Intake {
     /// Starts to take requests and calls `take` with each. `take` must not block.
     pub fn start(listener: Bound, log: Logger, take: impl Fn(Request) + Send + Sync + 'static) -> io::Result<Self> {
         let address = listener.address()?;
+        let usher = Usher::new(&address);
         let shared = Arc::new(Shared {
             listener,
             address,
@@ -167,6 +175,7 @@ impl Intake {
             stopping: AtomicBool::new(false),
             wishes: Mutex::new(Wishes::default()),
             wish_made: Condvar::new(),
+            usher,
             servers: Mutex::new(Vec::new()),
         });
         shared.add_server()?;
@@ -213,7 +222,12 @@ impl Shared {
     fn take_requests(&self, server: &Server) {
         loop {
             match server.recv() {
-                Ok(request) => (self.take)(request),
+                Ok(request) => {
+                    if self.usher.is_news(request.remote_addr()) {
+                        self.wish(|wishes| wishes.usher = true);
+                    }
+                    (self.take)(request);
+                }
                 Err(_) if self.wishes.lock().stop => return,
                 Err(_) if self.stopping.load(Ordering::SeqCst) => {}
                 Err(cause) => {
@@ -233,7 +247,7 @@ impl Shared {
     /// Waits for a wish, but no longer than this; `None` once the intake stops.
     fn next_wish(&self, patience: Duration) -> Option<Wishes> {
         let mut wishes = self.wishes.lock();
-        if !wishes.stop && !wishes.accept_again {
+        if !wishes.stop && !wishes.accept_again && !wishes.usher {
             self.wish_made.wait_for(&mut wishes, patience);
         }
         let wish = std::mem::take(&mut *wishes);
@@ -244,8 +258,16 @@ impl Shared {
     /// Keeps the accept loop awake and replaces it when it has died.
     fn keep_accepting(self: &Arc<Self>) {
         let mut pause = REBUILD_PAUSE_MIN;
-        while let Some(wish) = self.next_wish(PROBE_EVERY) {
+        let mut patience = PROBE_EVERY;
+        while let Some(wish) = self.next_wish(patience) {
             if self.stopping.load(Ordering::SeqCst) {
+                continue;
+            }
+            if !wish.accept_again {
+                let settled = self.usher.seat_everybody(|span| self.pause(span));
+                patience = if settled { PROBE_EVERY } else { USHER_AGAIN };
+            }
+            if wish.usher {
                 continue;
             }
             if !wish.accept_again {
@@ -278,12 +300,7 @@ impl Shared {
         let ListenerAddr::Tcp(address) = self.address else {
             return;
         };
-        let reachable = match address {
-            SocketAddr::V4(v4) if v4.ip().is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, v4.port())),
-            SocketAddr::V6(v6) if v6.ip().is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, v6.port())),
-            other => other,
-        };
-        if let Err(cause) = probe(reachable) {
+        if let Err(cause) = probe(reachable(address)) {
             let error = cause.to_string();
             log::warn!(logger: self.log, target: "api.http.server", error; "http.probe.failed");
         }

@@ -18,6 +18,7 @@ mod reply;
 pub mod request;
 mod route;
 mod state;
+mod usher;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -67,6 +67,13 @@ impl PeerProbe {
     }
 }
 
+impl PeerProbe {
+    /// How many established connections of `local_port` have sent something that nobody has read yet.
+    pub fn unread_on(&self, local_port: u16) -> io::Result<usize> {
+        self.kernel.unread_on(local_port)
+    }
+}
+
 /// A kernel that we do not know how to ask.
 #[cfg(not(target_os = "linux"))]
 #[derive(Default)]
@@ -84,5 +91,9 @@ impl Kernel {
 
     fn gone_among(&self, _local_port: u16, _remotes: &[SocketAddr]) -> io::Result<Vec<SocketAddr>> {
         Ok(Vec::new())
+    }
+
+    fn unread_on(&self, _local_port: u16) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }

@@ -83,7 +83,7 @@ impl SockDiag {
         }
     }
 
-    /// Shows the remote address of every socket of this family with this local port in one of these states, and if
+    /// Shows the remote address, and how many bytes wait to be read, of every socket of this family with this local port in one of these states, and if
     /// `remote_port` is not 0, with this remote port. Sockets that come or go meanwhile may be missed, and so may, rarely,
     /// others beside them in the kernel's table.
     pub(super) fn dump(
@@ -92,7 +92,7 @@ impl SockDiag {
         states: StateFlags,
         local_port: u16,
         remote_port: u16,
-        each: &mut dyn FnMut(SocketAddr),
+        each: &mut dyn FnMut(SocketAddr, u32),
     ) -> io::Result<()> {
         // The addresses are not used as a filter.
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -115,7 +115,10 @@ impl SockDiag {
         };
         self.ask(request, NLM_F_DUMP, &mut |header| {
             let id = &header.socket_id;
-            each(SocketAddr::new(id.destination_address, id.destination_port));
+            each(
+                SocketAddr::new(id.destination_address, id.destination_port),
+                header.recv_queue,
+            );
         })
     }
 

@@ -21,7 +21,7 @@ pub(super) struct Kernel {
 impl Kernel {
     /// Asks a question that has an answer everywhere.
     pub(super) fn check(&self) -> io::Result<()> {
-        self.with(|diag| diag.dump(Family::V4, StateFlags::LISTEN, 1, 0, &mut |_| {}))
+        self.with(|diag| diag.dump(Family::V4, StateFlags::LISTEN, 1, 0, &mut |_, _| {}))
     }
 
     /// See [`super::PeerProbe::state`].
@@ -35,6 +35,18 @@ impl Kernel {
             return Ok(Vec::new());
         }
         self.with(|diag| gone_among(diag, local_port, remotes))
+    }
+
+    /// See [`super::PeerProbe::unread_on`].
+    pub(super) fn unread_on(&self, local_port: u16) -> io::Result<usize> {
+        self.with(|diag| {
+            let mut unread = 0;
+            for family in [Family::V4, Family::V6] {
+                let mut count = |_, bytes: u32| unread += usize::from(bytes != 0);
+                diag.dump(family, StateFlags::ESTABLISHED, local_port, 0, &mut count)?;
+            }
+            Ok(unread)
+        })
     }
 
     fn with<T>(&self, question: impl FnOnce(&mut SockDiag) -> io::Result<T>) -> io::Result<T> {
@@ -90,7 +102,7 @@ fn absent_among(
     // make somebody gone.
     for _ in 0..2 {
         for family in [Family::V4, Family::V6] {
-            diag.dump(family, ALIVE, local_port, remote_port, &mut |remote| {
+            diag.dump(family, ALIVE, local_port, remote_port, &mut |remote, _| {
                 missing.remove(&key(&remote));
             })?;
             if missing.is_empty() {
@@ -108,7 +120,7 @@ fn absent_among(
 fn listener_is_visible(diag: &mut SockDiag, local_port: u16) -> io::Result<bool> {
     let mut visible = false;
     for family in [Family::V4, Family::V6] {
-        diag.dump(family, StateFlags::LISTEN, local_port, 0, &mut |_| visible = true)?;
+        diag.dump(family, StateFlags::LISTEN, local_port, 0, &mut |_, _| visible = true)?;
         if visible {
             break;
         }
