@@ -5,6 +5,8 @@
 //!
 //! | piece | for |
 //! |---|---|
+//! | [`TestServer`] | a real server in the test process, with clients |
+//! | [`InProcess`] | just a client, its server hidden behind it |
 //! | [`Recorder`] | asserting on the log of one client or server, entry by entry |
 //! | [`LogCapture`] | counting some kinds of entries in a long log |
 //! | [`TestingLogger`] | a verbose log that is only shown when the test fails |
@@ -19,7 +21,9 @@ mod chaos;
 mod child;
 pub mod close_profile;
 mod entry;
+mod in_process;
 mod recorder;
+mod server;
 mod tape;
 mod turns;
 mod watchdog;
@@ -28,6 +32,8 @@ pub use capture::{CaptureOptions, LogCapture, PrintOnFailure, TestingLogger};
 pub use chaos::{ChaosConfig, ChaosProxy};
 pub use close_profile::{CloseDefaults, CloseOptions};
 pub use entry::Entry;
+pub use in_process::{InProcess, InProcessError};
 pub use recorder::Recorder;
+pub use server::{StartError, TestServer, TestServerBuilder};
 pub use turns::{Turn, exclusive, shared};
 pub use watchdog::Watchdog;
