@@ -15,7 +15,15 @@ use lockd::settings::{Listen, Settings};
 const PROBE: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n";
 
 fn server(listen: Listen) -> Server {
-    Server::start(Parts::new(Settings { listen, workers: 4, ..Settings::default() }, logging::off())).unwrap()
+    Server::start(Parts::new(
+        Settings {
+            listen,
+            workers: 4,
+            ..Settings::default()
+        },
+        logging::off(),
+    ))
+    .unwrap()
 }
 
 /// Sends on all connections, then wants an answer on each while all stay open.
@@ -25,7 +33,9 @@ fn all_are_served<S: Read + Write>(mut connections: Vec<S>) {
     }
     for (number, connection) in connections.iter_mut().enumerate() {
         let mut status = [0; 12];
-        connection.read_exact(&mut status).unwrap_or_else(|cause| panic!("connection {number}: {cause}"));
+        connection
+            .read_exact(&mut status)
+            .unwrap_or_else(|cause| panic!("connection {number}: {cause}"));
         assert_eq!(&status, b"HTTP/1.1 200");
     }
 }
@@ -36,7 +46,9 @@ fn all_are_served<S: Read + Write>(mut connections: Vec<S>) {
 fn every_connection_of_a_burst_is_served() {
     for _ in 0..5 {
         let server = server(Listen::loopback_any_port());
-        let ListenerAddr::Tcp(address) = *server.address() else { panic!("TCP was asked for") };
+        let ListenerAddr::Tcp(address) = *server.address() else {
+            panic!("TCP was asked for")
+        };
         // The second and third burst meet the idle threads that the one before has left.
         for _ in 0..3 {
             let connections = (0..64).map(|_| {

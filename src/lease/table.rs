@@ -239,15 +239,7 @@ impl View<'_> {
 
     /// The record of another key.
     pub fn other(&mut self, name: &KeyName) -> Result<Option<KeyRecord>, Error> {
-        if name == self.name {
-            return Ok(self.record().cloned());
-        }
-        let record_key = name.record_key();
-        if !self.read.iter().any(|(known, _)| *known == record_key) {
-            let found = self.table.read_key(&record_key)?;
-            self.read.push((record_key.clone(), found));
-        }
-        Ok(self.found(&record_key).map(|(record, _)| record.clone()))
+        Ok(self.load(name)?.map(|(record, _)| record.clone()))
     }
 
     /// The record of a transaction; an empty one if there is none.
@@ -261,11 +253,11 @@ impl View<'_> {
     /// Writes a key's record, and whatever its transaction must know of the change: a lease that begins joins, a lease
     /// that ends leaves, a first staging enlists. Not for the members of a decided transaction: see `put_decided`.
     pub fn put_key(&mut self, name: &KeyName, record: &KeyRecord) -> Result<(), Error> {
-        let before = self.other(name)?;
-        let old_lease = before.as_ref().and_then(|before| before.lease.clone());
+        let before = self.load(name)?.map(|(before, _)| before);
+        let old_lease = before.and_then(|before| before.lease.clone());
+        let had_staged = before.is_some_and(|before| before.staged.is_some());
         let same_lease = old_lease.as_ref().map(|lease| &lease.id) == record.lease.as_ref().map(|lease| &lease.id);
         if same_lease {
-            let had_staged = before.as_ref().is_some_and(|before| before.staged.is_some());
             if let Some(lease) = record.lease.as_ref().filter(|lease| lease.explicit && !had_staged)
                 && record.staged.is_some()
             {
@@ -285,7 +277,7 @@ impl View<'_> {
 
     /// Writes a key's record and nothing else; its transaction is written by whoever decides it.
     pub fn put_decided(&mut self, name: &KeyName, record: &KeyRecord) {
-        let record_key = name.record_key();
+        let record_key = self.record_key(name);
         let before = self.found(&record_key);
         let precondition = match before {
             Some((_, etag)) => Precondition::Matches(etag.clone()),
@@ -331,11 +323,28 @@ impl View<'_> {
         });
     }
 
+    /// Reads the record of a key, unless it was read before.
+    fn load(&mut self, name: &KeyName) -> Result<Option<&(KeyRecord, Etag)>, Error> {
+        let record_key = self.record_key(name);
+        if !self.read.iter().any(|(known, _)| *known == record_key) {
+            let found = self.table.read_key(&record_key)?;
+            self.read.push((record_key.clone(), found));
+        }
+        Ok(self.found(&record_key))
+    }
+
     fn found(&self, record_key: &RecordKey) -> Option<&(KeyRecord, Etag)> {
         self.read
             .iter()
             .find(|(known, _)| known == record_key)
             .and_then(|(_, found)| found.as_ref())
+    }
+
+    fn record_key(&self, name: &KeyName) -> RecordKey {
+        match self.read.first() {
+            Some((own, _)) if name == self.name => own.clone(),
+            _ => name.record_key(),
+        }
     }
 
     fn change_membership(

@@ -76,7 +76,7 @@ impl Default for Settings {
             acquire_block_max: Duration::from_secs(60),
             json_bytes_max: 100 * 1024 * 1024,
             payload_spool_bytes: 4 * 1024 * 1024,
-            workers: 64,
+            workers: 32,
             sweeper_interval: Duration::from_secs(5 * 60),
             drain_grace: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(10),

@@ -207,7 +207,7 @@ pub const SERVER_OPTIONS: &[KnownOption] = &[
         "SIZE",
         "Memory per request before a body goes to a file [default: 4MiB]",
     ),
-    value("workers", "N", "Threads that handle requests [default: 64]"),
+    value("workers", "N", "Threads that handle requests [default: 32]"),
     value(
         "sweeper-interval",
         "DURATION",
