@@ -7,23 +7,23 @@
 //! An option that this version cannot honour is an error and not a shrug: a daemon that starts without the encryption,
 //! the metrics or the retention that somebody asked for is worse than one that does not start.
 
-use std::error::Error;
-use std::fmt;
-use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use lockd_client::wire::{DEFAULT_NAMESPACE, normalize_namespace};
 
-use crate::logging::{self, LogError, LogOptions, Logger, Output};
+use crate::logging::{self, LogError, LogOptions, Output};
 
+mod error;
 mod layers;
 mod listen;
+mod notice;
 pub mod options;
 mod values;
 
+pub use error::SettingsError;
 pub use layers::{Flags, Given, Layers, Source, config_dir, expand_home};
 pub use listen::{Family, Listen};
+pub use notice::Notice;
 pub use values::{DURATION_MAX, parse_bool, parse_duration, parse_size};
 
 use options::{ForeignOption, REFUSED_OPTIONS, SERVER_OPTIONS, SKIPPED_OPTIONS};
@@ -353,123 +353,6 @@ fn is_known(key: &str) -> bool {
         .chain(foreign)
         .chain(OTHERS);
     key.starts_with("client-") || known.any(|name| name == key)
-}
-
-/// Something that an operator should hear about the settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Notice {
-    /// This configuration file was read.
-    ConfigFile(PathBuf),
-    /// This option is accepted and not used.
-    Skipped(Source),
-    /// The configuration file has a key that means nothing.
-    UnknownKey(String),
-    /// Nobody chose a store, so everything is in memory; the address is the one listened on.
-    StoreInMemory(String),
-    /// This mode was asked for and means `concurrent`.
-    HaMeansConcurrent(HaMode),
-}
-
-impl Notice {
-    /// Says it.
-    pub fn log(&self, log: &Logger) {
-        const SYS: &str = "server.lifecycle.init";
-        match self {
-            Notice::ConfigFile(path) => {
-                log::info!(logger: log, target: SYS, path:% = path.display(); "loaded config file");
-            }
-            Notice::Skipped(source) => {
-                log::debug!(logger: log, target: SYS, option:% = source; "settings.option.ignored");
-            }
-            Notice::UnknownKey(key) => {
-                log::warn!(logger: log, target: SYS, key = key.as_str(); "settings.key.unknown");
-            }
-            Notice::StoreInMemory(address) => log::warn!(
-                logger: log, target: SYS, store = "mem://", address = address.as_str();
-                "no store was chosen: everything is kept in memory and nothing survives a restart; plain text, no TLS"
-            ),
-            Notice::HaMeansConcurrent(mode) => log::info!(
-                logger: log, target: SYS,
-                requested = mode.word(), effective = HaMode::Concurrent.word(),
-                reason = "every server of a store serves";
-                "ha.mode.override"
-            ),
-        }
-    }
-}
-
-/// Why there are no settings.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum SettingsError {
-    /// The configuration file cannot be read.
-    ConfigRead {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The configuration file is not the flat YAML that it should be.
-    ConfigSyntax {
-        /// The file.
-        path: PathBuf,
-        /// What and where.
-        reason: String,
-    },
-    /// A value cannot be used.
-    Value {
-        /// Who gave it.
-        source: Source,
-        /// The value.
-        text: String,
-        /// What would be good.
-        reason: String,
-    },
-    /// An option of a capability that this version lacks.
-    Unsupported {
-        /// Who set it.
-        source: Source,
-        /// What is lacking.
-        reason: &'static str,
-    },
-    /// Values that do not go together.
-    Conflict(String),
-    /// The variables about logging are wrong.
-    Log(LogError),
-}
-
-impl fmt::Display for SettingsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SettingsError::ConfigRead { path, source } => {
-                write!(f, "read configuration file {}: {source}", path.display())
-            }
-            SettingsError::ConfigSyntax { path, reason } => {
-                write!(f, "configuration file {}: {reason}", path.display())
-            }
-            SettingsError::Value { source, text, reason } => write!(f, "{source} {text:?}: {reason}"),
-            SettingsError::Unsupported { source, reason } => write!(f, "{source}: {reason}"),
-            SettingsError::Conflict(message) => f.write_str(message),
-            SettingsError::Log(error) => error.fmt(f),
-        }
-    }
-}
-
-impl Error for SettingsError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            SettingsError::ConfigRead { source, .. } => Some(source),
-            SettingsError::Log(error) => Some(error),
-            _ => None,
-        }
-    }
-}
-
-impl From<LogError> for SettingsError {
-    fn from(error: LogError) -> Self {
-        SettingsError::Log(error)
-    }
 }
 
 #[cfg(test)]

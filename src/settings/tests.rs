@@ -1,6 +1,7 @@
 //! Precedence, defaults, refusals.
 
 use std::fs;
+use std::path::PathBuf;
 
 use log::LevelFilter;
 
@@ -33,6 +34,17 @@ fn nothing_given_means_the_defaults_and_a_word_about_memory() {
     assert_eq!(loaded.settings.json_bytes_max, 104_857_600);
     assert_eq!(loaded.notices, [Notice::StoreInMemory("127.0.0.1:9341".to_owned())]);
     assert_eq!(try_load(&[("store", "mem://")], &[]).unwrap().notices, []);
+}
+
+#[test]
+fn the_help_tells_the_defaults_in_force() {
+    let told = |option: &options::KnownOption| {
+        let (_, rest) = option.help.split_once("[default: ")?;
+        Some((option.name.to_owned(), rest.strip_suffix(']')?.to_owned()))
+    };
+    let flags: Flags = SERVER_OPTIONS.iter().filter_map(told).collect();
+    assert_eq!(flags.len(), 14, "{flags:?}");
+    assert_eq!(load(&flags, &|_| None).unwrap().settings, Settings::default());
 }
 
 #[test]

@@ -1,0 +1,92 @@
+//! The program as a daemon, and the commands that need none.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::process::{Daemon, Done, lockd, pid, wait_for_line};
+
+#[test]
+fn a_daemon_without_arguments_or_home_says_that_memory_forgets() {
+    // It listens on the default port, so it may also meet another daemon there; the word comes before that.
+    let dir = TempDir::new().unwrap();
+    let log = dir.path().join("stderr");
+    let mut daemon = lockd(&[]).stderr(File::create(&log).unwrap()).spawn().unwrap();
+    wait_for_line(&log, "nothing survives a restart");
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let first: Value = serde_json::from_str(fs::read_to_string(&log).unwrap().lines().next().unwrap()).unwrap();
+    assert_eq!(first["lvl"], "warn");
+    assert_eq!(first["store"], "mem://");
+}
+
+#[test]
+fn a_daemon_ends_with_zero_when_it_is_asked_to() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut daemon = Daemon::start(&[]);
+        kill_process(pid(&daemon.child), signal).unwrap();
+        assert_eq!(daemon.wait().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_daemon_serves_on_a_unix_socket() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("lockd.sock");
+    let socket = socket.to_str().unwrap();
+    let mut daemon = Daemon::start(&["--listen-proto", "unix", "--listen", socket]);
+    assert_eq!(daemon.listening["network"], "unix");
+    let mut shell = daemon.shell();
+    shell.set("LOCKD_CLIENT_SERVER", &format!("unix://{socket}"));
+    shell.acquire("orders");
+    shell.ok(&["client", "release"]);
+    kill_process(pid(&daemon.child), Signal::TERM).unwrap();
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(!Path::new(socket).exists());
+}
+
+#[test]
+fn a_daemon_refuses_what_it_cannot_do() {
+    let refusal = |arguments: &[&str]| {
+        let done = Done::from(lockd(arguments).output().unwrap());
+        assert_eq!(done.status.code(), Some(1), "{done:?}");
+        let line: Value = serde_json::from_str(done.stderr.lines().last().unwrap()).unwrap();
+        assert_eq!(
+            (&line["sys"], &line["msg"]),
+            (&json!("cli.root"), &json!("command failed"))
+        );
+        line["error"].as_str().unwrap().to_owned()
+    };
+    assert!(refusal(&["--metrics-listen", ":9464"]).contains("not supported by this version"));
+    assert!(refusal(&["--store", "disk:///tmp"]).contains("not supported by this version"));
+    assert!(refusal(&["--bundle", "server.pem"]).contains("no TLS"));
+    assert!(refusal(&["--listen", ":0"]).contains("--allow-plaintext"));
+    assert!(refusal(&["--max-ttl", "1s"]).contains("shorter than default-ttl"));
+    assert!(refusal(&["--log-level", "none", "--listen", "192.0.2.1:0", "--allow-plaintext"]).contains("192.0.2.1"));
+    assert!(refusal(&["-s", "http://a"]).contains("option of the client commands"));
+}
+
+#[test]
+fn a_mistyped_flag_ends_with_one_and_a_hint() {
+    let done = Done::from(lockd(&["--listne", ":1"]).output().unwrap());
+    assert_eq!(done.status.code(), Some(1));
+    assert!(done.stderr.contains("'--listen'"), "{done:?}");
+    let done = Done::from(lockd(&["--listen", ":1", "version"]).output().unwrap());
+    assert_eq!(done.status.code(), Some(1));
+    assert_eq!(done.stderr, "--listen is an option of the daemon, not of a command\n");
+}
+
+#[test]
+fn the_version_has_three_forms() {
+    let version = env!("CARGO_PKG_VERSION");
+    let printed = |arguments: &[&str]| Done::from(lockd(arguments).output().unwrap()).stdout;
+    assert_eq!(printed(&["version"]), format!("lockd v{version}\n"));
+    assert_eq!(printed(&["version", "--version"]), format!("v{version}\n"));
+    assert_eq!(printed(&["version", "--semver"]), format!("{version}\n"));
+    assert!(printed(&["completions", "bash"]).contains("complete -F _lockd"));
+    let both = lockd(&["version", "--version", "--semver"]).output().unwrap();
+    assert_eq!(both.status.code(), Some(1));
+}
