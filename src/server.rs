@@ -368,6 +368,7 @@ pub fn run(settings: Settings, logger: Logger) -> Result<(), ServeError> {
     log::info!(logger: logger, target: SYS_INIT, version = env!("CARGO_PKG_VERSION"), pid = std::process::id();
         "welcome to lockd {}", env!("CARGO_PKG_VERSION"));
     raise_descriptor_limit(&logger);
+    log_panics(&logger);
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let handle = signals.handle();
     let server = Arc::new(Server::start(Parts::new(settings, Arc::clone(&logger)))?);
@@ -387,6 +388,16 @@ pub fn run(settings: Settings, logger: Logger) -> Result<(), ServeError> {
         let _ = stopping.join();
     }
     Ok(())
+}
+
+/// A panic becomes a log line like everything else, also one in a thread of a library.
+fn log_panics(logger: &Logger) {
+    let logger = Arc::clone(logger);
+    std::panic::set_hook(Box::new(move |panic| {
+        let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
+        let error = panic.to_string();
+        log::error!(logger: logger, target: "server.lifecycle.core", thread, error; "panic");
+    }));
 }
 
 fn open_store(location: &StoreLocation) -> Result<Arc<dyn Store>, ServeError> {

@@ -4,15 +4,18 @@
 //! passes them on. When more wait than the limit allows, the intake answers 503 itself, so that overload costs the
 //! clients a retry and the server no memory.
 //!
-//! Three habits of the library are mended here. It may leave connections of a burst without a thread; see
-//! [`usher`](super::usher). Its accept loop ends at the first accept error, for example when the
-//! process is out of file descriptors: a new loop is then started on a clone of the listener, and the connections of the
-//! old one are served on. And it sets no time-outs: the ones set on the *listening* socket are inherited by every accepted
-//! one (Linux), which bounds clients that send or read slowly, but also makes an idle `accept` time out; a probe of our
-//! own health endpoint, more often than that, keeps it awake.
+//! Three habits of the library are mended here:
+//!
+//! - It may leave connections of a burst without a thread; see [`usher`](super::usher).
+//! - Its accept loop ends at the first accept error, for example when the process is out of file descriptors, and without
+//!   a word when the last descriptor goes while it takes a connection in. A new loop is then started on a clone of the
+//!   listener, and the connections of the old one are served on.
+//! - It sets no time-outs. The ones set on the *listening* socket are inherited by every accepted one (Linux), which
+//!   bounds clients that send or read slowly, but also makes an idle `accept` time out; a probe of our own health endpoint,
+//!   more often than that, keeps it awake.
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +27,7 @@ use parking_lot::{Condvar, Mutex};
 use socket2::{Domain, SockRef, Socket, Type};
 use tiny_http::{Request, Server};
 
-use super::usher::{Usher, reachable};
+use super::usher::Usher;
 use crate::logging::Logger;
 use crate::net::sever::ListenerAddr;
 use crate::threads;
@@ -33,8 +36,8 @@ use crate::threads;
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(60);
 /// Well below the time-out, so that `accept` never sees it.
 const PROBE_EVERY: Duration = Duration::from_secs(25);
-/// How soon to look again when some connections still had something unread.
-const USHER_AGAIN: Duration = Duration::from_secs(1);
+/// How soon to look again while requests come in or some connections still have something unread.
+const LOOK_WHEN_BUSY_EVERY: Duration = Duration::from_secs(2);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
 /// Pauses between attempts to accept again.
@@ -142,13 +145,14 @@ pub struct Intake {
 
 struct Shared {
     listener: Bound,
-    address: ListenerAddr,
     log: Logger,
     take: Box<dyn Fn(Request) + Send + Sync>,
     stopping: AtomicBool,
     wishes: Mutex<Wishes>,
     wish_made: Condvar,
     usher: Usher,
+    /// Requests have come in since the keeper looked last.
+    busy: AtomicBool,
     servers: Mutex<Vec<(Arc<Server>, JoinHandle<()>)>>,
 }
 
@@ -169,13 +173,13 @@ impl Intake {
         let usher = Usher::new(&address);
         let shared = Arc::new(Shared {
             listener,
-            address,
             log,
             take: Box::new(take),
             stopping: AtomicBool::new(false),
             wishes: Mutex::new(Wishes::default()),
             wish_made: Condvar::new(),
             usher,
+            busy: AtomicBool::new(false),
             servers: Mutex::new(Vec::new()),
         });
         shared.add_server()?;
@@ -223,6 +227,7 @@ impl Shared {
         loop {
             match server.recv() {
                 Ok(request) => {
+                    self.busy.store(true, Ordering::Relaxed);
                     if self.usher.is_news(request.remote_addr()) {
                         self.wish(|wishes| wishes.usher = true);
                     }
@@ -255,24 +260,28 @@ impl Shared {
         (!wish.stop).then_some(wish)
     }
 
-    /// Keeps the accept loop awake and replaces it when it has died.
+    /// Seats connections, keeps the accept loop awake and replaces it when it has died.
     fn keep_accepting(self: &Arc<Self>) {
         let mut pause = REBUILD_PAUSE_MIN;
-        let mut patience = PROBE_EVERY;
-        while let Some(wish) = self.next_wish(patience) {
+        let mut next_look = PROBE_EVERY;
+        while let Some(wish) = self.next_wish(next_look) {
             if self.stopping.load(Ordering::SeqCst) {
                 continue;
             }
-            if !wish.accept_again {
-                let settled = self.usher.seat_everybody(|span| self.pause(span));
-                patience = if settled { PROBE_EVERY } else { USHER_AGAIN };
-            }
-            if wish.usher {
-                continue;
-            }
-            if !wish.accept_again {
-                self.probe();
-                pause = REBUILD_PAUSE_MIN;
+            let settled = self.usher.seat_everybody(|span| self.pause(span));
+            let busy = self.busy.swap(false, Ordering::Relaxed);
+            next_look = if busy || !settled {
+                LOOK_WHEN_BUSY_EVERY
+            } else {
+                PROBE_EVERY
+            };
+            // The loop may also have died without a word: in a panic, at the last file descriptor.
+            let suspicious = !wish.usher && (!busy || self.usher.somebody_waits_outside());
+            let is_dead = wish.accept_again || (suspicious && !self.is_well());
+            if !is_dead {
+                if suspicious {
+                    pause = REBUILD_PAUSE_MIN;
+                }
                 continue;
             }
             // What made accept fail (no descriptors, most likely) will make it fail again at once.
@@ -289,33 +298,16 @@ impl Shared {
         }
     }
 
+    fn is_well(&self) -> bool {
+        let Err(cause) = self.usher.probe() else { return true };
+        let error = cause.to_string();
+        log::warn!(logger: self.log, target: "api.http.server", error; "http.probe.failed");
+        false
+    }
+
     /// Waits, but not beyond the stop.
     fn pause(&self, span: Duration) {
         let mut wishes = self.wishes.lock();
         self.wish_made.wait_while_for(&mut wishes, |wishes| !wishes.stop, span);
-    }
-
-    fn probe(&self) {
-        // Unix sockets inherit no time-outs, so their accept needs no waking.
-        let ListenerAddr::Tcp(address) = self.address else {
-            return;
-        };
-        if let Err(cause) = probe(reachable(address)) {
-            let error = cause.to_string();
-            log::warn!(logger: self.log, target: "api.http.server", error; "http.probe.failed");
-        }
-    }
-}
-
-fn probe(address: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut status = [0; 12];
-    stream.read_exact(&mut status)?;
-    if &status == b"HTTP/1.1 200" {
-        Ok(())
-    } else {
-        Err(io::Error::other("the health endpoint is not well"))
     }
 }

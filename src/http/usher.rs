@@ -13,6 +13,7 @@
 //! Uploads and pipelined requests have unread bytes for good reasons. They cost a few idle connections, nothing else.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -33,6 +34,8 @@ const PAUSES: [Duration; 5] = [
 const OPENED_MAX: usize = 256;
 const OPENED_BLINDLY: usize = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bounds each step of a probe.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Watches over the connections of one listener.
 pub(super) struct Usher {
@@ -88,6 +91,28 @@ impl Usher {
         !matches!(self.port.map(|port| self.kernel.unread_on(port)), Some(Ok(1..)))
     }
 
+    /// True when connections wait to be accepted, or when that cannot be known.
+    pub(super) fn somebody_waits_outside(&self) -> bool {
+        self.port
+            .is_none_or(|port| self.kernel.backlog_of(port).unwrap_or(1) != 0)
+    }
+
+    /// Asks our own health endpoint through the listener, as a client would.
+    pub(super) fn probe(&self) -> io::Result<()> {
+        match &self.reachable {
+            ListenerAddr::Tcp(address) => {
+                let stream = TcpStream::connect_timeout(address, PROBE_TIMEOUT)?;
+                stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
+                ask_for_health(stream)
+            }
+            ListenerAddr::Unix(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
+                ask_for_health(stream)
+            }
+        }
+    }
+
     fn open_and_close(&self, count: usize) {
         for _ in 0..count {
             let opened = match &self.reachable {
@@ -101,8 +126,19 @@ impl Usher {
     }
 }
 
+fn ask_for_health(mut stream: impl Read + Write) -> io::Result<()> {
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut status = [0; 12];
+    stream.read_exact(&mut status)?;
+    if &status == b"HTTP/1.1 200" {
+        Ok(())
+    } else {
+        Err(io::Error::other("the health endpoint is not well"))
+    }
+}
+
 /// The address at which this machine reaches a listener of its own.
-pub(super) fn reachable(address: SocketAddr) -> SocketAddr {
+fn reachable(address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, v4.port())),
         SocketAddr::V6(v6) if v6.ip().is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, v6.port())),

@@ -72,6 +72,11 @@ impl PeerProbe {
     pub fn unread_on(&self, local_port: u16) -> io::Result<usize> {
         self.kernel.unread_on(local_port)
     }
+
+    /// How many connections to the listener on `local_port` wait to be accepted.
+    pub fn backlog_of(&self, local_port: u16) -> io::Result<u32> {
+        self.kernel.backlog_of(local_port)
+    }
 }
 
 /// A kernel that we do not know how to ask.
@@ -94,6 +99,10 @@ impl Kernel {
     }
 
     fn unread_on(&self, _local_port: u16) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn backlog_of(&self, _local_port: u16) -> io::Result<u32> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }

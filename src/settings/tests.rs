@@ -94,7 +94,10 @@ fn the_file_is_found_in_the_configuration_directory() {
         3
     );
     // A directory without the file is no error; a file that was named is.
-    assert_eq!(settings(&[], &[("LOCKD_CONFIG_DIR", home)]).workers, Settings::default().workers);
+    assert_eq!(
+        settings(&[], &[("LOCKD_CONFIG_DIR", home)]).workers,
+        Settings::default().workers
+    );
     assert!(refusal(&[("config", home)], &[]).contains("is a directory"));
     assert!(refusal(&[], &[("LOCKD_CONFIG", "/nowhere/lockd.yaml")]).contains("/nowhere/lockd.yaml"));
 }

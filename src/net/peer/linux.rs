@@ -49,6 +49,19 @@ impl Kernel {
         })
     }
 
+    /// See [`super::PeerProbe::backlog_of`].
+    pub(super) fn backlog_of(&self, local_port: u16) -> io::Result<u32> {
+        self.with(|diag| {
+            let mut backlog = 0;
+            for family in [Family::V4, Family::V6] {
+                // Of a listener, what waits to be read are the connections that wait to be accepted.
+                let mut most = |_, waiting: u32| backlog = backlog.max(waiting);
+                diag.dump(family, StateFlags::LISTEN, local_port, 0, &mut most)?;
+            }
+            Ok(backlog)
+        })
+    }
+
     fn with<T>(&self, question: impl FnOnce(&mut SockDiag) -> io::Result<T>) -> io::Result<T> {
         let mut slot = self.diag.lock();
         // Taken out, so that after an error the next question starts with a new socket.
