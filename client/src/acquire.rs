@@ -14,6 +14,9 @@ use crate::retry::{Backoff, pause};
 use crate::walk::{Request, Route, is_success};
 use crate::wire::{AcquireRequest, AcquireResponse, headers};
 
+/// Failures in a row that an acquire gets over unless told otherwise.
+const FAILURE_RETRIES: Retries = Retries::Limited(5);
+
 /// What to acquire, and how patiently. `Acquire::key("orders/4711")`, or simply `"orders/4711".into()`.
 #[derive(Debug, Clone)]
 #[must_use]
@@ -26,7 +29,7 @@ pub struct Acquire {
     pub(crate) if_not_exists: bool,
     pub(crate) txn_id: Option<String>,
     pub(crate) backoff: Backoff,
-    pub(crate) failure_retries: Retries,
+    pub(crate) failure_retries: Option<Retries>,
     pub(crate) auto_renew: bool,
 }
 
@@ -54,7 +57,7 @@ impl Acquire {
             if_not_exists: false,
             txn_id: None,
             backoff: Backoff::default(),
-            failure_retries: Retries::Limited(5),
+            failure_retries: None,
             auto_renew: false,
         }
     }
@@ -108,7 +111,7 @@ impl Acquire {
 
     /// How many failures in a row are got over; default 5. Being told to wait is not a failure, nor is 429 or 5xx.
     pub fn failure_retries(mut self, retries: Retries) -> Self {
-        self.failure_retries = retries;
+        self.failure_retries = Some(retries);
         self
     }
 
@@ -294,7 +297,7 @@ impl Client {
             Verdict::Failure => {
                 patience.failures += 1;
                 let retries = patience.failures;
-                if !request.failure_retries.allow(retries) {
+                if !request.failure_retries.unwrap_or(FAILURE_RETRIES).allow(retries) {
                     event!(inner.log, Error, cid, "client.acquire.failure_limit",
                         key = key, error = %error, retries = retries - 1, attempt = attempt);
                     return Err(error);

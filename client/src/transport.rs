@@ -106,8 +106,9 @@ fn watch<A: Abort + 'static>(exchange: &Exchange, blocked: &Arc<A>) -> Result<Op
     }
 }
 
+/// Not one of the kinds that ureq takes for the end of a body: a cut-off body must not look like a complete one.
 fn cancelled() -> Error {
-    Error::Io(io::Error::new(io::ErrorKind::ConnectionAborted, "cancelled"))
+    Error::Io(io::Error::other("cancelled"))
 }
 
 /// Opens connections to one endpoint.
@@ -339,6 +340,7 @@ impl Transport for SocketTransport {
                     sent += count;
                     exchange.written.set(exchange.written.get() + count as u64);
                 }
+                Err(_) if exchange.cancelled() => return Err(cancelled()),
                 Err(error) if is_timeout(&error) => return Err(Error::Timeout(limit.reason)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::Io(error)),
@@ -365,6 +367,7 @@ impl Transport for SocketTransport {
                     exchange.received.set(exchange.received.get() + count as u64);
                     return Ok(0 < count);
                 }
+                Err(_) if exchange.cancelled() => return Err(cancelled()),
                 Err(error) if is_timeout(&error) => return Err(Error::Timeout(limit.reason)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::Io(error)),

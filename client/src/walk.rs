@@ -16,6 +16,7 @@ use ureq::http::{self, HeaderMap};
 use ureq::{BodyReader, SendBody};
 
 use crate::call::CallOptions;
+use crate::cancel::CancelToken;
 use crate::clock;
 use crate::endpoints::Endpoint;
 use crate::error::{ApiError, Attempt, Error, TransportError, Unreachable};
@@ -300,6 +301,7 @@ impl Inner {
             endpoint: Arc::clone(&endpoint.name),
             status: head.status.as_u16(),
             headers: head.headers,
+            length: body.content_length(),
             body: AnswerBody::Stream(AnswerStream {
                 reader: Box::new(body.into_reader()),
                 call: call.clone(),
@@ -371,6 +373,8 @@ pub(crate) struct Answer {
     pub(crate) endpoint: Arc<str>,
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
+    /// Length of the body, when it was told and is what the body is framed by.
+    pub(crate) length: Option<u64>,
     body: AnswerBody,
 }
 
@@ -389,15 +393,18 @@ impl Read for AnswerStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let exchange = Exchange::new(self.call.token().cloned());
         let _entered = transport::enter(&exchange);
-        self.reader
-            .read(buffer)
-            .map_err(|error| match TransportError::from_io(error) {
-                TransportError::Io(error) => error,
-                TransportError::Timeout(phase) => {
-                    io::Error::new(io::ErrorKind::TimedOut, format!("timed out ({phase})"))
-                }
-                TransportError::Protocol(text) => io::Error::new(io::ErrorKind::InvalidData, text),
-            })
+        let error = match self.reader.read(buffer) {
+            Ok(count) => return Ok(count),
+            Err(error) => error,
+        };
+        if self.call.token().is_some_and(CancelToken::is_cancelled) {
+            return Err(io::Error::other(Error::Cancelled));
+        }
+        Err(match TransportError::from_io(error) {
+            TransportError::Io(error) => error,
+            TransportError::Timeout(phase) => io::Error::new(io::ErrorKind::TimedOut, format!("timed out ({phase})")),
+            TransportError::Protocol(text) => io::Error::new(io::ErrorKind::InvalidData, text),
+        })
     }
 }
 

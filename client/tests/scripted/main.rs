@@ -9,6 +9,13 @@
     unreachable_pub
 )]
 
+mod acquire;
+mod cancel;
+mod events;
+mod for_update;
+mod release;
 mod session;
+mod state;
 #[path = "../support/mod.rs"]
 mod support;
+mod walk;

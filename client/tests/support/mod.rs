@@ -3,12 +3,12 @@
 mod recorder;
 mod server;
 
-pub use recorder::{Event, Recorder};
+pub use recorder::Recorder;
 pub use server::{Reply, Seen, Server};
 
 use std::time::{Duration, Instant};
 
-use lockd_client::{Client, ClientBuilder};
+use lockd_client::{Backoff, Client, ClientBuilder};
 
 /// A client of these servers that keeps their order and gives up on none for 5 seconds.
 pub fn client_of(servers: &[&Server]) -> ClientBuilder {
@@ -69,4 +69,14 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
 pub fn dead_url() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
+}
+
+/// A backoff that costs no time.
+pub fn hasty() -> Backoff {
+    Backoff {
+        base: Duration::from_millis(1),
+        max: Duration::from_millis(2),
+        multiplier: 1.2,
+        jitter: Duration::ZERO,
+    }
 }
