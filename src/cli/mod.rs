@@ -23,11 +23,13 @@ use crate::settings::{Flags, SettingsError};
 
 mod client;
 mod flags;
+mod namespace;
 mod serve;
 mod version;
 
 use client::{ClientCommand, Context};
 use flags::{GlobalFlags, ServerFlags};
+use namespace::NamespaceCommand;
 
 /// Leases, JSON state and a queue for programs that run in several places.
 ///
@@ -49,6 +51,9 @@ enum Command {
     /// Use a server: leases and states
     #[command(subcommand)]
     Client(ClientCommand),
+    /// Read and change the configuration of a namespace
+    #[command(subcommand, visible_alias = "ns")]
+    Namespace(NamespaceCommand),
     /// Print the version
     Version(version::Arguments),
     /// Print a completion script for a shell
@@ -104,6 +109,7 @@ fn dispatch(command: Command, global: &Flags) -> Result<(), CliError> {
     exit_quietly_when_interrupted()?;
     match command {
         Command::Client(command) => command.run(&mut context)?,
+        Command::Namespace(command) => command.run(&mut context)?,
         Command::Version(arguments) => arguments.run(&mut stdout)?,
         Command::Completions { shell } => {
             // By way of memory, because the generator panics when it cannot write.

@@ -427,3 +427,39 @@ fn the_correlation_id_of_the_acquire_stays_with_the_session() {
     let log = shell.ok(&["client", "keepalive", "-v"]).stderr;
     assert!(log.contains(&format!("\"cid\":\"{cid}\"")), "{log}");
 }
+
+#[test]
+fn the_configuration_of_a_namespace_is_read_and_changed() {
+    let daemon = Daemon::start(&[]);
+    let mut shell = daemon.shell();
+    let before = shell.ok(&["namespace", "get", "-n", "shop"]).json();
+    assert_eq!(before["namespace"], "shop");
+    assert_eq!(before["etag"], Value::Null, "it was never configured");
+    let query = ["ns", "set", "query", "-n", "shop"];
+    let first = shell.ok(&[&query[..], &["--preferred", "INDEX"]].concat()).json();
+    let etag = first["etag"].as_str().unwrap();
+    let guarded = [
+        &query[..],
+        &["--preferred", "scan", "--fallback", "none", "--if-match", etag],
+    ]
+    .concat();
+    let changed = shell.ok(&guarded).json();
+    assert_eq!(
+        changed["query"],
+        json!({"preferred_engine": "scan", "fallback_engine": "none"})
+    );
+    assert_ne!(changed["etag"], etag);
+    assert!(shell.fails(&guarded).contains("namespace_config_conflict"));
+    // The flags of every command reach these too.
+    shell.set("LOCKD_CLIENT_SERVER", "http://127.0.0.1:1");
+    shell.set("LOCKD_CLIENT_NAMESPACE", "shop");
+    let text = shell.ok(&["--server", &daemon.url(), "ns", "get", "-o", "text"]).stdout;
+    assert!(text.starts_with("Namespace: shop\nPreferred query engine: scan\nFallback query engine: none\nETag: "));
+    assert!(shell.fails(&["ns", "set", "query"]).contains("--preferred"));
+    assert!(
+        shell
+            .fails(&["ns", "set", "query", "--preferred", "fast"])
+            .contains("index, scan")
+    );
+    assert!(shell.fails(&["ns", "get", "-o", "xml"]).contains("text, json"));
+}
