@@ -186,9 +186,13 @@ impl Client {
                 Ok(lease) => return Ok(lease),
                 Err(error) => error,
             };
-            let pause = self.judge(call, request, &wire, &mut patience, error)?;
-            if let Err(error) = call.sleep(pause) {
-                return Err(self.acquire_ended(call, &wire.key, patience.attempt, error));
+            let (pause, error) = self.judge(call, request, &wire, &mut patience, error)?;
+            if let Err(ended) = call.sleep(pause) {
+                return Err(self.acquire_ended(call, &wire.key, patience.attempt, ended));
+            }
+            // The pause may have used up the waiting time; another attempt would go beyond it.
+            if patience.is_over() {
+                return Err(self.acquire_timed_out(call, &wire, &patience, error));
             }
         }
     }
@@ -264,7 +268,7 @@ impl Client {
         ))
     }
 
-    /// Decides about a failed attempt: the pause before the next one, or the error to return.
+    /// Decides about a failed attempt: the pause before the next one, and what made it necessary, or the error to return.
     fn judge(
         &self,
         call: &CallOptions,
@@ -272,7 +276,7 @@ impl Client {
         wire: &AcquireRequest,
         patience: &mut Patience,
         error: Error,
-    ) -> Result<Duration, Error> {
+    ) -> Result<(Duration, Error), Error> {
         let (inner, cid) = (&self.inner, self.inner.cid(call));
         let (key, attempt) = (wire.key.as_str(), patience.attempt);
         let verdict = Verdict::of(&error);
@@ -306,26 +310,27 @@ impl Client {
                     key = key, error = %error, retries = retries, attempt = attempt);
             }
         }
-        let remaining = patience.remaining();
-        if remaining.is_some_and(|left| left.is_zero()) {
-            event!(inner.log, Warn, cid, "client.acquire.timeout",
-                key = key, block_secs = wire.block_seconds, attempt = attempt, error = %error);
-            return Err(Error::AcquireTimedOut {
-                elapsed: clock::now().saturating_duration_since(patience.started),
-                last: Box::new(error),
-            });
+        if patience.is_over() {
+            return Err(self.acquire_timed_out(call, wire, patience, error));
         }
         let retry_after = error.retry_after();
-        let delay = pause(
-            request.backoff.jittered(patience.delay, fastrand::f64()),
-            retry_after,
-            remaining,
-        );
+        let jittered = request.backoff.jittered(patience.delay, fastrand::f64());
+        let delay = pause(jittered, retry_after, patience.remaining());
         patience.delay = request.backoff.next(patience.delay, retry_after);
         event!(inner.log, Trace, cid, "client.acquire.backoff",
             key = key, delay = %Span(delay), retry_after = %Span(retry_after.unwrap_or_default()),
             attempt = attempt, endpoint = &*inner.last_endpoint());
-        Ok(delay)
+        Ok((delay, error))
+    }
+
+    /// The waiting time is over.
+    fn acquire_timed_out(&self, call: &CallOptions, wire: &AcquireRequest, patience: &Patience, last: Error) -> Error {
+        event!(self.inner.log, Warn, self.inner.cid(call), "client.acquire.timeout",
+            key = wire.key.as_str(), block_secs = wire.block_seconds, attempt = patience.attempt, error = %last);
+        Error::AcquireTimedOut {
+            elapsed: clock::now().saturating_duration_since(patience.started),
+            last: Box::new(last),
+        }
     }
 
     /// Logs the end that the caller has set to the call.
@@ -452,6 +457,10 @@ impl Patience {
 
     fn remaining(&self) -> Option<Duration> {
         self.until.map(|until| until.saturating_duration_since(clock::now()))
+    }
+
+    fn is_over(&self) -> bool {
+        self.remaining().is_some_and(|left| left.is_zero())
     }
 
     /// What the server is told: -1 no waiting, 0 without end, else whole seconds, at least 1.

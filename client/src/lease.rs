@@ -199,8 +199,10 @@ impl Drop for Lease {
     fn drop(&mut self) {
         drop(self.renewal.get_mut().take());
         if self.armed {
-            // The error has been logged as an event; there is nobody here to hand it to.
-            let _ = self.session.close_with(std::thread::panicking());
+            // The error has been logged as an event; there is nobody here to hand it to, and nobody to try again.
+            if self.session.close_with(std::thread::panicking()).is_err() {
+                self.session.shared.inner.forget(self.session.lease_id());
+            }
         }
     }
 }
@@ -324,6 +326,21 @@ impl Session {
     }
 }
 
+impl Drop for LeaseShared {
+    fn drop(&mut self) {
+        // A release has removed it already; this is for leases that were let go without one.
+        if self.endpoint.is_some() {
+            let mut leases = self.inner.leases.lock();
+            if leases
+                .get(&self.lease_id)
+                .is_some_and(|lease| lease.strong_count() == 0)
+            {
+                leases.remove(&self.lease_id);
+            }
+        }
+    }
+}
+
 impl LeaseShared {
     pub(crate) fn weak(self: &Arc<Self>) -> Weak<Self> {
         Arc::downgrade(self)
@@ -401,5 +418,48 @@ impl fmt::Debug for Session {
             .field("key", &self.shared.key)
             .field("lease_id", &self.shared.lease_id)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_valid_for_what_is_left_after_rounding() {
+        let now = clock::now();
+        let sure = |ttl_ms: u64| valid_until(now, Duration::from_millis(ttl_ms)).unwrap() - now;
+        assert_eq!(sure(30_000), Duration::from_secs(29));
+        assert_eq!(sure(1_000), Duration::from_millis(500));
+        assert_eq!(sure(0), Duration::from_secs(29), "the server's default life");
+    }
+
+    /// Leases that are let go without a release once stayed in the registry for ever.
+    #[test]
+    fn a_lease_that_is_gone_leaves_no_trace() {
+        let client = Client::builder().endpoint("127.0.0.1:1").build().unwrap();
+        let grant = || Grant {
+            answer: AcquireResponse {
+                lease_id: "lease-1".to_owned(),
+                key: "k".to_owned(),
+                fencing_token: 1,
+                ..AcquireResponse::default()
+            },
+            endpoint: "http://127.0.0.1:1".into(),
+            correlation_id: None,
+            asked_at: clock::now(),
+            ttl: Duration::ZERO,
+        };
+        // Nobody listens there: the release of the drop fails.
+        drop(Lease::granted(&client, grant()));
+        assert!(client.inner.leases.lock().is_empty() && client.inner.tokens.lock().is_empty());
+
+        drop(Lease::granted(&client, grant()).detach());
+        assert!(client.inner.leases.lock().is_empty());
+        assert_eq!(
+            client.inner.tokens.lock().len(),
+            1,
+            "a detached lease may be taken up again"
+        );
     }
 }

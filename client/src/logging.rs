@@ -24,18 +24,26 @@ impl EventLog {
         Self { logger }
     }
 
-    /// Writes one event. `cid` is the correlation id of the call, added as the last field when known.
-    pub(crate) fn emit(&self, level: Level, cid: Option<&str>, event: &str, fields: &[(&str, Value<'_>)]) {
-        let metadata = Metadata::builder().level(level).target(TARGET).build();
-        // A logger of our own decides alone; the global maximum level belongs to the global logger.
+    /// The logger, when it wants events of this level. One of our own decides alone; the global maximum level belongs to the
+    /// global one.
+    fn logger_for(&self, level: Level) -> Option<&dyn Log> {
         let logger: &dyn Log = match &self.logger {
             Some(logger) => logger.as_ref(),
             None if level <= log::max_level() => log::logger(),
-            None => return,
+            None => return None,
         };
-        if !logger.enabled(&metadata) {
-            return;
-        }
+        let metadata = Metadata::builder().level(level).target(TARGET).build();
+        logger.enabled(&metadata).then_some(logger)
+    }
+
+    /// True when an event of this level would be written; asked before its fields are put together.
+    pub(crate) fn wants(&self, level: Level) -> bool {
+        self.logger_for(level).is_some()
+    }
+
+    /// Writes one event. `cid` is the correlation id of the call, added as the last field when known.
+    pub(crate) fn emit(&self, level: Level, cid: Option<&str>, event: &str, fields: &[(&str, Value<'_>)]) {
+        let Some(logger) = self.logger_for(level) else { return };
         let mut pairs: Vec<(&str, Value<'_>)> = fields.to_vec();
         if let Some(cid) = cid
             && fields.iter().all(|(name, _)| *name != "cid")
@@ -44,7 +52,8 @@ impl EventLog {
         }
         logger.log(
             &Record::builder()
-                .metadata(metadata)
+                .level(level)
+                .target(TARGET)
                 .module_path_static(Some(module_path!()))
                 .key_values(&pairs.as_slice())
                 .args(format_args!("{event}"))
@@ -67,7 +76,9 @@ impl fmt::Debug for EventLog {
 /// string, a number or a boolean; `%` takes anything that displays itself, `?` anything that has a debug form.
 macro_rules! event {
     ($log:expr, $level:ident, $cid:expr, $name:expr $(, $($fields:tt)*)?) => {
-        $log.emit(log::Level::$level, $cid, $name, &$crate::logging::fields!($($($fields)*)?))
+        if $log.wants(log::Level::$level) {
+            $log.emit(log::Level::$level, $cid, $name, &$crate::logging::fields!($($($fields)*)?));
+        }
     };
 }
 

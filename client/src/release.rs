@@ -317,7 +317,8 @@ impl Inner {
         }
     }
 
-    fn forget(&self, lease_id: &str) {
+    /// Drops all that is remembered by lease id.
+    pub(crate) fn forget(&self, lease_id: &str) {
         self.leases.lock().remove(lease_id);
         self.tokens.lock().remove(lease_id);
         let mut default_lease = self.default_lease.lock();

@@ -141,9 +141,9 @@ impl Inner {
                 order
             }
         };
-        let names: Vec<String> = order.iter().map(|endpoint| endpoint.name.to_string()).collect();
+        let names = || -> Vec<String> { order.iter().map(|endpoint| endpoint.name.to_string()).collect() };
         let cid = self.cid(call);
-        event!(self.log, Trace, cid, "client.http.order", endpoints = ?names);
+        event!(self.log, Trace, cid, "client.http.order", endpoints = ?names());
 
         let total = order.len();
         let mut attempts: Vec<Attempt> = Vec::new();
@@ -207,9 +207,9 @@ impl Inner {
         }
         let error = Error::Unreachable(Unreachable {
             attempts,
-            order: names.clone(),
+            order: names(),
         });
-        event!(self.log, Debug, cid, "client.http.unreachable", order = ?names, error = %error);
+        event!(self.log, Debug, cid, "client.http.unreachable", order = ?names(), error = %error);
         Err(error)
     }
 

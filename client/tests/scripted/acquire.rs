@@ -177,6 +177,18 @@ fn waiting_for_a_time_ends_with_the_time() {
     assert_eq!(recorder.one("client.acquire.timeout").level, log::Level::Warn);
 }
 
+/// A pause that uses up the waiting time is not followed by another attempt, which the server would hold for a second more.
+#[test]
+fn no_attempt_is_made_after_the_waiting_time() {
+    let server = in_turn(vec![refusal(409, "waiting").header("Retry-After", "30")]);
+    let client = client_of(&[&server]).build().unwrap();
+    let error = client
+        .acquire(impatient("k").wait(Wait::UpTo(Duration::from_millis(50))))
+        .unwrap_err();
+    assert!(error.is_waiting() && error.is_timeout(), "{error}");
+    assert_eq!(server.seen().len(), 1);
+}
+
 /// CL-12: Retry-After is a lower bound of the pause, also beyond our own maximum.
 #[test]
 fn the_servers_wish_is_kept() {
