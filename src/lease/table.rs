@@ -131,13 +131,13 @@ impl KeyTable {
                 read,
                 writes: Vec::with_capacity(2),
             };
-            let answer = match decide(&mut view) {
+            let (answer, bodies) = match decide(&mut view) {
                 Ok(Step::Answer(answer)) => return Ok(answer),
                 Ok(Step::Write(record, answer)) => {
                     view.put_key(name, &record)?;
-                    Ok(answer)
+                    (Ok(answer), bodies)
                 }
-                Ok(Step::WriteAll(answer)) => answer,
+                Ok(Step::WriteAll(answer)) => (answer, bodies),
                 Err(Error::Refused(Refused {
                     cleared: Some(record),
                     reason,
@@ -145,12 +145,14 @@ impl KeyTable {
                     etag,
                 })) => {
                     view.put_key(name, &record)?;
-                    Err(Error::Refused(Refused {
+                    let refusal = Refused {
                         cleared: None,
                         reason,
                         version,
                         etag,
-                    }))
+                    };
+                    // What is written is the clearing alone: no record names the bodies of a refused change.
+                    (Err(Error::Refused(refusal)), &[][..])
                 }
                 Err(other) => return Err(other),
             };
