@@ -30,6 +30,10 @@ impl Place for MemoryPlace {
     fn store(&self) -> Arc<dyn Store> {
         Arc::new(self.0.handle())
     }
+
+    fn count_bodies(&self) -> Option<usize> {
+        Some(self.0.counts().bodies)
+    }
 }
 
 /// Makes a test of each function of a suite.

@@ -21,6 +21,11 @@ pub trait Backend: Sync {
 pub trait Place {
     /// Another handle on the store in this place, as another process would open it.
     fn store(&self) -> Arc<dyn Store>;
+
+    /// How many bodies the store holds, named by a record or not; `None` if this backend cannot tell.
+    fn count_bodies(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// A server under test. Stops without drain when it is dropped.

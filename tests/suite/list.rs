@@ -1,3 +1,91 @@
 // Every claim of the suites; included by each backend's test target, which defines `suite!`.
 
 suite!(smoke: a_lease_guards_a_state_from_acquire_to_release);
+
+suite!(
+    release:
+    release_commits_what_was_staged_at_the_announced_version,
+    rollback_leaves_state_and_version_as_they_were,
+    releasing_what_is_not_held_changes_nothing,
+    a_release_in_another_transaction_is_refused,
+    a_release_without_transaction_is_refused,
+    a_release_after_expiry_commits_nothing,
+    release_without_staging_leaves_version_and_etag,
+    the_same_release_at_two_servers_commits_once,
+    commit_and_rollback_at_the_same_time_end_the_lease_once,
+    after_the_answer_every_server_shows_the_commit,
+);
+
+suite!(
+    state:
+    a_state_reads_back_as_it_was_written_but_for_white_space,
+    odd_values_survive_byte_for_byte,
+    what_is_not_one_json_value_is_refused,
+    updates_in_one_lease_share_a_version,
+    three_leases_with_an_update_each_make_three_versions,
+    an_update_can_name_the_version_it_expects,
+    after_a_staged_update_the_committed_version_is_stale,
+    after_staged_attributes_both_versions_pass,
+    an_update_can_name_the_etag_it_expects,
+    an_announced_hash_is_that_of_the_raw_bytes,
+    an_announced_length_is_that_of_the_raw_bytes,
+    a_refused_update_leaves_the_staged_state,
+    a_state_has_one_etag_wherever_it_is_shown,
+    no_state_is_an_empty_answer,
+    a_state_comes_with_etag_version_and_token,
+    a_read_without_lease_must_say_public,
+    the_public_sees_committed_states_alone,
+    staged_attributes_do_not_hide_the_committed_state,
+    states_around_every_limit_read_back_whole,
+    a_state_of_several_megabytes_streams_through,
+    a_chunked_state_may_be_cut_anywhere,
+    an_upload_that_breaks_off_leaves_nothing,
+    no_body_outlives_its_use,
+    updates_at_the_same_time_leave_one_body,
+    a_read_during_replacement_is_never_torn,
+    staged_states_are_the_same_on_every_server,
+);
+
+suite!(
+    metadata:
+    an_update_can_hide_the_key_from_queries,
+    attributes_come_from_the_header_else_from_the_body,
+    a_commit_of_attributes_alone_leaves_the_version,
+    removing_nothing_stages_nothing,
+    a_removal_takes_a_version_of_its_own,
+    an_update_after_a_removal_keeps_its_version,
+    a_removal_checks_the_etag_before_the_version,
+    a_writer_from_before_a_staged_removal_is_stale,
+    a_removal_keeps_token_and_committed_attributes,
+    describe_tells_who_holds_a_key,
+    a_namespace_keeps_what_a_change_does_not_name,
+);
+
+suite!(
+    transactions:
+    one_release_commits_every_key_of_the_transaction,
+    one_rollback_drops_every_key_of_the_transaction,
+    releasing_an_untouched_key_decides_nothing,
+    joining_a_minted_transaction_commits_jointly,
+    an_untouched_key_can_be_released_after_the_decision,
+    a_lost_participant_rolls_all_back,
+    an_untouched_participant_may_expire,
+    acquiring_a_lost_key_again_does_not_heal_the_transaction,
+    renewed_leases_keep_their_transaction_alive,
+    changes_of_every_kind_are_decided_together,
+    a_decided_transaction_id_begins_anew,
+    joining_races_with_the_release_of_the_first_holder,
+    releases_of_one_transaction_race_to_one_decision,
+    transfers_are_whole_whatever_expires,
+    random_histories_agree_with_a_model,
+    joining_a_transaction_that_has_ended_begins_a_new_one,
+);
+
+suite!(
+    servers:
+    a_lease_and_its_staged_state_survive_a_crash,
+    a_lease_may_wander_over_the_servers,
+    a_lease_outlives_the_server_that_granted_it,
+    a_waiter_hears_of_a_release_on_another_server,
+    probes_say_whether_a_server_lives_and_serves,
+);

@@ -38,6 +38,30 @@ pub fn hold(address: SocketAddr, key: &str) -> Held {
     Held::from_answer(address, &acquire(address, key))
 }
 
+/// Acquires in a namespace and a transaction that the caller names, without waiting, for 30 seconds.
+pub fn acquire_in(address: SocketAddr, namespace: &str, key: &str, txn_id: &str) -> Answer {
+    acquire_with(
+        address,
+        &json!({"namespace": namespace, "key": key, "owner": "test", "ttl_seconds": 30, "block_seconds": -1,
+            "txn_id": txn_id}),
+    )
+}
+
+/// The same in the default namespace, and insists.
+#[track_caller]
+pub fn hold_in(address: SocketAddr, key: &str, txn_id: &str) -> Held {
+    Held::from_answer(address, &acquire_in(address, "", key, txn_id))
+}
+
+/// Saves a state as one lease: acquire, update, release. Returns its etag.
+#[track_caller]
+pub fn save(address: SocketAddr, key: &str, state: &str) -> String {
+    let held = hold(address, key);
+    let etag = held.update(state).expect(200).field("new_state_etag");
+    held.release().expect(200);
+    etag.as_str().unwrap_or_default().to_owned()
+}
+
 /// The committed state for everybody.
 pub fn get_public(address: SocketAddr, key: &str) -> Answer {
     send(address, "GET", &format!("/v1/get?key={key}&public=1"), &[], b"")
@@ -115,6 +139,12 @@ impl Held {
             &[],
             json!({"query_hidden": hidden}).to_string().as_bytes(),
         )
+    }
+
+    /// The public state of this key.
+    pub fn get_public(&self) -> Answer {
+        let path = format!("/v1/get?key={}&namespace={}&public=1", self.key, self.namespace);
+        send(self.address, "GET", &path, &[], b"")
     }
 
     pub fn keepalive(&self, ttl_seconds: i64) -> Answer {

@@ -6,3 +6,10 @@ pub mod http;
 pub mod lockd_calls;
 
 pub mod smoke;
+
+pub mod metadata;
+pub mod release;
+pub mod scene;
+pub mod servers;
+pub mod state;
+pub mod transactions;
