@@ -213,3 +213,8 @@ fn member_name(member: &Participant) -> KeyName {
         key: member.key.clone(),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testbed;
+#[cfg(test)]
+mod tests;

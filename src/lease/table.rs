@@ -444,23 +444,37 @@ impl View<'_> {
             bodies: bodies.to_vec(),
             ..Batch::default()
         };
-        let mut woken = Vec::new();
+        let own_key = self.name.record_key();
+        let (mut own_value, mut woken) = (None, Vec::new());
         for pending in self.writes {
             if pending.wake {
                 woken.push(pending.write.key.clone());
             }
+            if let Change::Put(value) = &pending.write.change
+                && pending.write.key == own_key
+            {
+                own_value = Some(Arc::clone(value));
+            }
             batch.drop_bodies.extend(pending.dropped);
             batch.records.push(pending.write);
         }
-        match self.table.store.write(batch)? {
-            Written::Refused { .. } => Ok(false),
-            Written::Done(_) => {
-                for key in &woken {
-                    self.table.waiters.lease_ended(key);
+        match self.table.store.write(batch) {
+            Ok(Written::Refused { .. }) => return Ok(false),
+            Ok(Written::Done(_)) => {}
+            Err(unknown @ StoreError::Unknown { .. }) => {
+                // If the record reads as it was to be written, the whole batch was done. If it does not, the batch may
+                // still arrive, so it is neither repeated nor taken for undone.
+                let found = self.table.store.read(&own_key).ok().flatten();
+                if found.is_none_or(|found| Some(found.value) != own_value) {
+                    return Err(unknown.into());
                 }
-                Ok(true)
             }
+            Err(other) => return Err(other.into()),
         }
+        for key in &woken {
+            self.table.waiters.lease_ended(key);
+        }
+        Ok(true)
     }
 }
 
