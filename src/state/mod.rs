@@ -15,6 +15,7 @@ use crate::ids::IdMaker;
 use crate::lease::rules::{self, Credentials, Expected};
 use crate::lease::table::{KeyName, KeyTable, Step};
 use crate::record::{Attributes, Body, KeyRecord, Staged, StagedState, StateValue};
+use crate::store::StoreError;
 
 /// Reads and stages states.
 pub struct States {
@@ -126,8 +127,16 @@ impl States {
             let staged = rules::stage_state(record, by, expected, value.clone(), attributes, view.now())?;
             Ok(Step::Write(Box::new(staged.clone()), staged))
         });
-        if let (Err(Error::Refused(_) | Error::Contended), Some(body)) = (&outcome, written_ahead) {
-            self.table.drop_bodies(vec![body])?;
+        let certainly_not_staged = matches!(
+            &outcome,
+            Err(Error::Refused(_)
+                | Error::Contended
+                | Error::CorruptRecord { .. }
+                | Error::Store(StoreError::NotDone { .. }))
+        );
+        if let Some(body) = written_ahead.filter(|_| certainly_not_staged) {
+            // The answer matters more than its garbage: a body that cannot be dropped now costs space and nothing else.
+            let _ = self.table.drop_bodies(vec![body]);
         }
         outcome
     }
@@ -191,10 +200,13 @@ impl States {
         const TRIES: usize = 10;
         for _ in 1..TRIES {
             match read() {
-                Err(Error::Store(crate::store::StoreError::BodyMissing { .. })) => {}
+                Err(Error::Store(StoreError::BodyMissing { .. })) => {}
                 other => return other,
             }
         }
         read()
     }
 }
+
+#[cfg(test)]
+mod tests;
