@@ -31,6 +31,7 @@ pub struct ClientBuilder {
     for_update_timeout: Duration,
     failure_retries: Retries,
     drain_aware: bool,
+    http_trace: bool,
     default_namespace: String,
     correlation_id: Option<String>,
     logger: Option<Arc<dyn Log>>,
@@ -48,6 +49,7 @@ impl Default for ClientBuilder {
             for_update_timeout: Duration::from_secs(15 * 60),
             failure_retries: Retries::Limited(5),
             drain_aware: true,
+            http_trace: false,
             default_namespace: DEFAULT_NAMESPACE.to_owned(),
             correlation_id: None,
             logger: None,
@@ -128,6 +130,13 @@ impl ClientBuilder {
         self
     }
 
+    /// On: the log also tells, as `client.http.trace.*`, when an exchange got its connection, had sent its request, saw the
+    /// first byte of the answer, and gave the connection back. Default off.
+    pub fn http_trace(mut self, on: bool) -> Self {
+        self.http_trace = on;
+        self
+    }
+
     /// The namespace of calls that name none. Default `default`.
     pub fn default_namespace(mut self, name: impl Into<String>) -> Self {
         self.default_namespace = name.into();
@@ -171,6 +180,7 @@ impl ClientBuilder {
                     for_update_timeout: self.for_update_timeout,
                     failure_retries: self.failure_retries,
                     drain_aware: self.drain_aware,
+                    http_trace: self.http_trace,
                     fixed_correlation_id: self.correlation_id,
                 },
                 log,

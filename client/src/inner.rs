@@ -39,6 +39,8 @@ pub(crate) struct Settings {
     pub(crate) for_update_timeout: Duration,
     pub(crate) failure_retries: Retries,
     pub(crate) drain_aware: bool,
+    /// Emit the `client.http.trace.*` events.
+    pub(crate) http_trace: bool,
     /// Sent with every request instead of the call's own id.
     pub(crate) fixed_correlation_id: Option<String>,
 }

@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use log::kv::Value;
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 use ureq::config::Config;
 use ureq::http::Uri;
@@ -27,6 +28,7 @@ use ureq::{Error, Timeout};
 
 use crate::cancel::{Abort, CancelToken, Watch};
 use crate::clock;
+use crate::logging::{EventLog, fields};
 
 /// Probes of an otherwise silent TCP connection: without them a waiting acquire would never notice that its server is gone.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
@@ -35,17 +37,86 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 #[derive(Default)]
 pub(crate) struct Exchange {
     cancel: Option<CancelToken>,
+    trace: Option<Trace>,
+    begun: Cell<bool>,
+    sent: Cell<bool>,
     written: Cell<u64>,
     received: Cell<u64>,
     reused: Cell<bool>,
 }
 
+/// Where the low-level events of an exchange go.
+#[derive(Clone)]
+pub(crate) struct Trace {
+    pub(crate) log: EventLog,
+    pub(crate) endpoint: Arc<str>,
+    pub(crate) cid: Option<String>,
+}
+
+impl Trace {
+    fn event(&self, name: &str, more: &[(&'static str, Value<'_>)]) {
+        let mut all = fields!(endpoint = &*self.endpoint).to_vec();
+        all.extend_from_slice(more);
+        self.log.emit(log::Level::Trace, self.cid.as_deref(), name, &all);
+    }
+}
+
 impl Exchange {
-    pub(crate) fn new(cancel: Option<CancelToken>) -> Rc<Self> {
+    pub(crate) fn new(cancel: Option<CancelToken>, trace: Option<Trace>) -> Rc<Self> {
         Rc::new(Self {
             cancel,
+            trace,
             ..Self::default()
         })
+    }
+
+    /// An exchange whose answer has begun to arrive; what is left is its body.
+    pub(crate) fn receiving(cancel: Option<CancelToken>, trace: Option<Trace>) -> Rc<Self> {
+        let exchange = Self::new(cancel, trace);
+        exchange.begun.set(true);
+        exchange.sent.set(true);
+        exchange.received.set(1);
+        exchange
+    }
+
+    fn trace_begin(&self, reused: bool, remote: Option<SocketAddr>) {
+        self.reused.set(reused);
+        if let (false, Some(trace)) = (self.begun.replace(true), &self.trace) {
+            let remote = remote.map(|address| address.to_string());
+            let mut more = fields!(reused = reused, was_idle = reused).to_vec();
+            more.extend(remote.as_deref().map(|remote| ("remote", Value::from(remote))));
+            trace.event("client.http.trace.got_conn", &more);
+        }
+    }
+
+    fn trace_sent(&self, failure: Option<&Error>) {
+        if let (false, Some(trace)) = (self.sent.replace(true), &self.trace) {
+            match failure {
+                None => trace.event("client.http.trace.wrote_request", &[]),
+                Some(error) => trace.event("client.http.trace.wrote_request", &fields!(error = %error)),
+            }
+        }
+    }
+
+    fn note_received(&self, count: usize) {
+        if let (0, true, Some(trace)) = (self.received.get(), 0 < count, &self.trace) {
+            trace.event("client.http.trace.first_byte", &[]);
+        }
+        self.received.set(self.received.get() + count as u64);
+    }
+
+    /// ureq asks whether a connection is open when it takes it from the pool, before anything was received, and when it
+    /// puts it back.
+    fn trace_put_back(&self, open: bool) {
+        if let (true, Some(trace)) = (0 < self.received.get(), &self.trace) {
+            match open {
+                true => trace.event("client.http.trace.put_idle", &[]),
+                false => trace.event(
+                    "client.http.trace.put_idle",
+                    &fields!(error = "the connection is not idle"),
+                ),
+            }
+        }
     }
 
     /// True when the connection had served an earlier exchange.
@@ -132,6 +203,7 @@ impl<In: Transport> Connector<In> for SocketConnector {
         };
         let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
         Ok(Some(SocketTransport {
+            remote: stream.remote(),
             stream: Arc::new(stream),
             buffers,
             served: false,
@@ -278,6 +350,17 @@ macro_rules! on_stream {
     };
 }
 
+impl Stream {
+    /// The peer's address; `None` for unix sockets.
+    fn remote(&self) -> Option<SocketAddr> {
+        match self {
+            Stream::Tcp(stream) => stream.peer_addr().ok(),
+            #[cfg(unix)]
+            Stream::Unix(_) => None,
+        }
+    }
+}
+
 impl Abort for Stream {
     fn abort(&self) {
         // An error means that the socket is closed already.
@@ -297,6 +380,7 @@ pub(crate) struct SocketTransport {
     buffers: LazyBuffers,
     /// An answer has come over this connection before.
     served: bool,
+    remote: Option<SocketAddr>,
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
 }
@@ -317,18 +401,8 @@ impl SocketTransport {
         }
         Ok(())
     }
-}
 
-impl Transport for SocketTransport {
-    fn buffers(&mut self) -> &mut dyn Buffers {
-        &mut self.buffers
-    }
-
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        let exchange = current();
-        let limit = Limit::new(timeout.for_write());
-        let _watch = watch(&exchange, &self.stream)?;
-        exchange.reused.set(self.served);
+    fn write_all(&mut self, exchange: &Exchange, amount: usize, limit: &Limit) -> Result<(), Error> {
         let mut sent = 0;
         while sent < amount {
             let left = limit.left()?;
@@ -348,11 +422,27 @@ impl Transport for SocketTransport {
         }
         Ok(())
     }
+}
+
+impl Transport for SocketTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let exchange = current();
+        let limit = Limit::new(timeout.for_write());
+        let _watch = watch(&exchange, &self.stream)?;
+        exchange.trace_begin(self.served, self.remote);
+        self.write_all(&exchange, amount, &limit)
+            .inspect_err(|error| exchange.trace_sent(Some(error)))
+    }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let exchange = current();
         let limit = Limit::new(timeout.for_read());
         let _watch = watch(&exchange, &self.stream)?;
+        exchange.trace_sent(None);
         loop {
             let left = limit.left()?;
             self.set_read_timeout(left)?;
@@ -364,7 +454,7 @@ impl Transport for SocketTransport {
                     }
                     self.buffers.input_appended(count);
                     self.served |= 0 < count;
-                    exchange.received.set(exchange.received.get() + count as u64);
+                    exchange.note_received(count);
                     return Ok(0 < count);
                 }
                 Err(_) if exchange.cancelled() => return Err(cancelled()),
@@ -387,7 +477,9 @@ impl Transport for SocketTransport {
             on_stream!(stream, stream => stream.set_nonblocking(false))?;
             Ok(quiet)
         };
-        probe(&self.stream).unwrap_or(false)
+        let open = probe(&self.stream).unwrap_or(false);
+        current().trace_put_back(open);
+        open
     }
 }
 

@@ -22,7 +22,7 @@ use crate::endpoints::Endpoint;
 use crate::error::{ApiError, Attempt, Error, TransportError, Unreachable};
 use crate::inner::Inner;
 use crate::logging::{Span, event};
-use crate::transport::{self, Exchange};
+use crate::transport::{self, Exchange, Trace};
 use crate::wire::{ErrorEnvelope, codes, headers};
 
 /// Opening a connection may take this long, also in calls without a limit of their own.
@@ -243,7 +243,7 @@ impl Inner {
         request: &mut Request<'_>,
         fresh: bool,
     ) -> Result<Answer, (Failure, Rc<Exchange>)> {
-        let exchange = Exchange::new(call.token().cloned());
+        let exchange = Exchange::new(call.token().cloned(), self.trace(call, endpoint));
         match self.exchange_as(&exchange, call, endpoint, request, fresh) {
             Ok(answer) => Ok(answer),
             Err(failure) => Err((failure, exchange)),
@@ -305,7 +305,19 @@ impl Inner {
             body: AnswerBody::Stream(AnswerStream {
                 reader: Box::new(body.into_reader()),
                 call: call.clone(),
+                trace: self.trace(call, endpoint),
             }),
+        })
+    }
+}
+
+impl Inner {
+    /// The low-level events of an exchange, when they are wanted.
+    fn trace(&self, call: &CallOptions, endpoint: &Endpoint) -> Option<Trace> {
+        self.settings.http_trace.then(|| Trace {
+            log: self.log.clone(),
+            endpoint: Arc::clone(&endpoint.name),
+            cid: self.cid(call).map(str::to_owned),
         })
     }
 }
@@ -387,11 +399,12 @@ enum AnswerBody {
 pub(crate) struct AnswerStream {
     reader: Box<BodyReader<'static>>,
     call: CallOptions,
+    trace: Option<Trace>,
 }
 
 impl Read for AnswerStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let exchange = Exchange::new(self.call.token().cloned());
+        let exchange = Exchange::receiving(self.call.token().cloned(), self.trace.clone());
         let _entered = transport::enter(&exchange);
         let error = match self.reader.read(buffer) {
             Ok(count) => return Ok(count),

@@ -278,3 +278,41 @@ fn failures_of_the_network_are_told() {
     );
     assert_eq!(recorder.one("client.update.transport_error").field("endpoint"), "");
 }
+
+#[test]
+fn the_life_of_a_connection_is_told_on_request() {
+    let (server, recorder) = (Server::start(obliging), Recorder::shared());
+    let client = client_of(&[&server])
+        .http_trace(true)
+        .logger(recorder.clone())
+        .build()
+        .unwrap();
+    client.describe("k").unwrap();
+    client.describe("k").unwrap();
+    let told: Vec<String> = recorder
+        .names()
+        .into_iter()
+        .filter_map(|name| name.strip_prefix("client.http.trace.").map(str::to_owned))
+        .collect();
+    let once = ["got_conn", "wrote_request", "first_byte", "put_idle"];
+    assert_eq!(told, [once, once].concat());
+    check(
+        &recorder,
+        &[
+            ("client.http.trace.got_conn", Trace, "endpoint reused was_idle remote"),
+            ("client.http.trace.wrote_request", Trace, "endpoint"),
+            ("client.http.trace.first_byte", Trace, "endpoint"),
+            ("client.http.trace.put_idle", Trace, "endpoint"),
+        ],
+    );
+    let reused: Vec<String> = recorder
+        .named("client.http.trace.got_conn")
+        .iter()
+        .map(|event| event.field("reused").to_owned())
+        .collect();
+    assert_eq!(reused, ["false", "true"]);
+    assert_eq!(
+        recorder.named("client.http.trace.got_conn")[0].field("remote"),
+        server.url().replace("http://", "")
+    );
+}
