@@ -36,7 +36,12 @@ pub(crate) struct Testbed {
     pub(crate) states: States,
     pub(crate) table: Arc<KeyTable>,
     pub(crate) ended: Arc<Ended>,
+    /// Happens when the next call with [`Fault::Delay`](crate::store::fault::Fault::Delay) is delayed.
+    pub(crate) meanwhile: Meanwhile,
 }
+
+/// What somebody else does while a call is delayed.
+pub(crate) type Meanwhile = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
 /// Notes which keys were reported free.
 #[derive(Default)]
@@ -67,12 +72,13 @@ impl Testbed {
     }
 
     fn over(memory: MemoryStore, clock: Arc<ManualClock>) -> Self {
-        let no_sleep = Arc::new(|_: Duration| ());
-        let faulty = Arc::new(FaultStore::new(
-            Arc::new(memory.handle()),
-            FaultPlan::quiet(0),
-            no_sleep,
-        ));
+        let meanwhile = Meanwhile::default();
+        let delayed = meanwhile.clone();
+        let sleep = Arc::new(move |_: Duration| {
+            let happens = delayed.lock().take();
+            happens.into_iter().for_each(|happens| happens());
+        });
+        let faulty = Arc::new(FaultStore::new(Arc::new(memory.handle()), FaultPlan::quiet(0), sleep));
         let ended = Arc::new(Ended::default());
         let store: Arc<dyn Store> = faulty.clone();
         let table = KeyTable::new(store, clock.clone(), ended.clone()).unwrap();
@@ -93,6 +99,7 @@ impl Testbed {
             states: States::new(table.clone(), ids, limits),
             table,
             ended,
+            meanwhile,
         }
     }
 

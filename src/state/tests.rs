@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 use crate::lease::rules::Reason;
 use crate::lease::testbed::{SIZES, Testbed, name, state_of};
@@ -104,7 +106,7 @@ fn an_update_of_unknown_outcome_keeps_its_body() {
 fn a_refused_update_leaves_no_body_also_when_it_clears_the_lease() {
     for size in SIZES {
         let (bed, by) = staged(SIZES[0]);
-        bed.clock.advance(std::time::Duration::from_secs(31));
+        bed.clock.advance(Duration::from_secs(31));
         for reason in [Reason::LeaseExpired, Reason::LeaseRequired] {
             let error = bed.update("a", &by, &state_of(size, 'n')).unwrap_err();
             assert_eq!(error.reason(), Some(reason));
@@ -140,6 +142,50 @@ fn a_body_that_is_gone_is_reported_and_not_looked_for_without_end() {
     bed.memory.write(drop_bodies).unwrap();
     let error = bed.states.read_leased(&name("a"), &by).map(drop).unwrap_err();
     assert!(matches!(error, Error::Store(StoreError::BodyMissing { .. })), "{error}");
+}
+
+/// Between the record and its body a reader may be overtaken by a writer that replaces the one and drops the other.
+#[test]
+fn a_reader_that_is_overtaken_finds_the_new_state() {
+    for new in SIZES {
+        let (bed, by) = staged(STREAMED);
+        bed.faulty
+            .inject_next(Operation::BodyReader, Fault::Delay(Duration::ZERO));
+        let (other, holder) = (bed.another(), by.clone());
+        *bed.meanwhile.lock() = Some(Box::new(move || {
+            other.update("a", &holder, &state_of(new, 'n')).unwrap();
+        }));
+        assert_eq!(bed.read("a", &by).unwrap(), Some(state_of(new, 'n')));
+        assert!(bed.meanwhile.lock().is_none(), "the writer came in between");
+    }
+}
+
+/// What was true before a delay is not acted on after it: the conditional write finds out.
+#[test]
+fn a_change_that_is_overtaken_decides_anew() {
+    let (bed, by) = staged(SIZES[0]);
+    let overtake = |happens: Box<dyn FnOnce() + Send>| {
+        bed.faulty.inject_next(Operation::Write, Fault::Delay(Duration::ZERO));
+        *bed.meanwhile.lock() = Some(happens);
+    };
+    let (other, holder) = (bed.another(), by.clone());
+    overtake(Box::new(move || {
+        other.leases.release(&name("a"), &holder, false).unwrap();
+    }));
+    let error = bed.update("a", &by, &state_of(SIZES[1], 'n')).unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::LeaseRequired));
+    assert_eq!(bed.memory.counts().bodies, 0);
+    assert_eq!(bed.record("a").version, 1);
+
+    let by = bed.hold("a");
+    let (clock, other) = (bed.clock.clone(), bed.another());
+    overtake(Box::new(move || {
+        clock.advance(Duration::from_secs(31));
+        other.hold("a");
+    }));
+    let error = bed.leases.keepalive(&name("a"), &by, 30).unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::LeaseRequired));
+    assert_eq!(bed.record("a").fencing_token, 3);
 }
 
 #[test]

@@ -87,5 +87,6 @@ suite!(
     a_lease_may_wander_over_the_servers,
     a_lease_outlives_the_server_that_granted_it,
     a_waiter_hears_of_a_release_on_another_server,
+    a_waiter_is_woken_by_the_report_of_a_change,
     probes_say_whether_a_server_lives_and_serves,
 );

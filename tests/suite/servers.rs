@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use lockd::clock::{Clock, Moment, SystemClock};
 use lockd::drain_plan::CloseOptions;
 use serde_json::json;
 
@@ -120,6 +121,26 @@ pub fn a_waiter_hears_of_a_release_on_another_server(backend: &dyn Backend) {
     }
 }
 
+/// Where the store reports changes, it is that report which wakes the waiter: the clock stands still, so nothing else
+/// ever becomes due.
+pub fn a_waiter_is_woken_by_the_report_of_a_change(backend: &dyn Backend) {
+    let scene = Scene::with_servers(backend, 2);
+    if !scene.place.store().capabilities().feed {
+        eprintln!("skipped: the store reports no changes");
+        return;
+    }
+    let [first, second] = [scene.servers[0].address, scene.servers[1].address];
+    for round in 0..10 {
+        let held = hold(second, "a");
+        let wish = json!({"key": "a", "owner": "waiter", "ttl_seconds": 30});
+        let mut waiter = Connection::open(first);
+        waiter.send_request("POST", "/v1/acquire", &[], wish.to_string().as_bytes());
+        thread::sleep(Duration::from_millis(10 * round));
+        held.release().expect(200);
+        Held::from_answer(first, &waiter.read_answer()).release().expect(200);
+    }
+}
+
 /// LS-114: a server is healthy until it is gone; it is ready until it drains.
 pub fn probes_say_whether_a_server_lives_and_serves(backend: &dyn Backend) {
     let options = ServerOptions {
@@ -140,7 +161,12 @@ pub fn probes_say_whether_a_server_lives_and_serves(backend: &dyn Backend) {
     let held = hold(server.address, "a");
     let stopping = Arc::clone(&server.server);
     let stopper = thread::spawn(move || stopping.shutdown());
-    while acquire(server.address, "b").status == 200 {
+    let deadline = SystemClock::new();
+    while probe("/readyz", "GET").status == 200 {
+        assert!(
+            deadline.now().since(Moment::ZERO) < Duration::from_secs(15),
+            "the drain does not begin"
+        );
         thread::yield_now();
     }
     let healthy = probe("/healthz", "GET").expect(200);
