@@ -21,6 +21,10 @@ struct Memory;
 struct MemoryPlace(MemoryStore);
 
 impl Backend for Memory {
+    fn name(&self) -> &'static str {
+        "mem"
+    }
+
     fn open(&self) -> Box<dyn Place> {
         Box::new(MemoryPlace(MemoryStore::new()))
     }
@@ -33,6 +37,10 @@ impl Place for MemoryPlace {
 
     fn count_bodies(&self) -> Option<usize> {
         Some(self.0.counts().bodies)
+    }
+
+    fn url(&self) -> String {
+        "mem://".to_owned()
     }
 }
 

@@ -4,15 +4,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockd::clock::{SharedClock, SystemClock};
+use lockd::clock::{Clock, SharedClock, SystemClock};
 use lockd::drain_plan::CloseOptions;
 use lockd::net::sever::ListenerAddr;
 use lockd::server::{Parts, Server};
 use lockd::settings::{Listen, Settings};
 use lockd::store::Store;
+use lockd::testing::TestServerBuilder;
 
 /// A backend under test. Every call of `open` makes a fresh, empty place.
 pub trait Backend: Sync {
+    /// Its short name, for reports: `mem`, `disk`, ...
+    fn name(&self) -> &'static str;
+
     /// A fresh place.
     fn open(&self) -> Box<dyn Place>;
 }
@@ -26,6 +30,10 @@ pub trait Place {
     fn count_bodies(&self) -> Option<usize> {
         None
     }
+
+    /// The store as a daemon, a process of its own, is told it. Memory cannot be shared with another process, so there
+    /// each daemon has its own.
+    fn url(&self) -> String;
 }
 
 /// A server under test. Stops without drain when it is dropped.
@@ -79,5 +87,36 @@ impl TestServer {
     /// Starts a server with a store of its own.
     pub fn fresh(backend: &dyn Backend) -> Self {
         Self::start(backend.open().store(), ServerOptions::default())
+    }
+}
+
+/// A server in the way users test their programs, with clients, over the store in this place. Its limits are those of the
+/// lock suites; what it logs is shown when the test fails.
+pub fn serve(place: &dyn Place) -> TestServerBuilder {
+    lockd::testing::TestServer::builder()
+        .store(place.store())
+        .log_on_failure(log::Level::Debug)
+        .edit(|settings| {
+            settings.max_ttl = Duration::from_secs(120);
+            settings.acquire_block_max = Duration::from_secs(10);
+        })
+        .client_options(|client| client.http_timeout(Duration::from_secs(60)))
+}
+
+/// No drain, and at most 10 s for all: how servers close whose tests leave leases behind.
+pub fn no_drain() -> CloseOptions {
+    CloseOptions::new()
+        .drain_leases(Duration::ZERO)
+        .shutdown_timeout(Duration::from_secs(10))
+}
+
+/// Waits until something is so, and fails the test when it takes too long.
+#[track_caller]
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let clock = SystemClock::new();
+    let give_up = clock.now().after(Duration::from_secs(30));
+    while !is_so() {
+        assert!(clock.now() < give_up, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

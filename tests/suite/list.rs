@@ -90,3 +90,58 @@ suite!(
     a_waiter_is_woken_by_the_report_of_a_change,
     probes_say_whether_a_server_lives_and_serves,
 );
+
+suite!(
+    locks:
+    a_lease_begins_empty_and_sees_what_it_saved,
+    an_acquire_that_does_not_wait_is_told_that_the_key_is_held,
+    a_create_only_acquire_succeeds_once,
+    counters_under_a_lease_lose_no_increment,
+    a_generated_key_can_be_acquired_again_by_its_name,
+    after_a_release_the_old_lease_reads_nothing_and_the_public_reads_all,
+    reserved_namespaces_are_refused,
+    a_removed_state_is_gone_for_everybody,
+    removing_after_an_update_takes_the_version_on,
+    removing_nothing_removes_nothing,
+    a_state_is_removed_by_the_next_holder,
+    a_removal_under_an_old_etag_is_refused,
+    a_lease_lives_on_after_a_removal_and_saves_anew,
+    what_an_expired_holder_staged_is_lost,
+);
+
+suite!(
+    multi:
+    what_one_server_commits_the_other_shows,
+    counters_at_several_servers_lose_no_increment,
+    what_one_server_removes_is_gone_at_the_other,
+    a_release_at_another_server_commits,
+    a_rollback_at_another_server_drops_what_was_staged,
+    a_lease_survives_the_crash_of_the_server_that_granted_it,
+);
+
+suite!(
+    drain:
+    a_draining_server_refuses_to_acquire_and_says_for_how_long,
+    while_a_server_drains_holders_finish_and_nobody_begins,
+    a_quiet_drain_announces_nothing,
+    whoever_waits_is_sent_away_when_the_drain_begins,
+    a_stop_takes_as_long_as_its_profile_says,
+    a_drain_aware_client_lets_go_and_ends_the_drain,
+    a_client_that_is_not_drain_aware_holds_on,
+    after_a_stop_nothing_is_served_and_idle_connections_are_cut,
+    an_answer_that_was_written_arrives_after_the_stop,
+);
+
+suite!(
+    daemon:
+    a_daemon_drains_on_sigterm_and_ends_with_zero,
+    a_second_signal_ends_a_daemon_at_once,
+    a_daemon_removes_its_socket_and_replaces_a_stale_one,
+    a_socket_that_somebody_listens_on_is_refused,
+);
+
+suite!(
+    contention:
+    fifty_threads_take_turns_at_one_key,
+    fifty_threads_at_two_servers_never_hold_a_key_together,
+);

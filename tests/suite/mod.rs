@@ -13,3 +13,9 @@ pub mod scene;
 pub mod servers;
 pub mod state;
 pub mod transactions;
+
+pub mod contention;
+pub mod daemon;
+pub mod drain;
+pub mod locks;
+pub mod multi;

@@ -1,0 +1,354 @@
+//! How a server goes: what it still does while it drains, how long that takes, and what remains afterwards.
+//!
+//! Most claims run on a clock that stands still: a drain that ends then has ended because nobody held a lease any more,
+//! not because its time was over. `TestMemShutdownDrainingBlocksAcquire` of lockd v0.9.0 is the first claim.
+
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use lockd::clock::{Clock, ManualClock, SystemClock};
+use lockd::testing::{CloseOptions, Recorder, TestServer, TestServerBuilder, exclusive, shared};
+use lockd_client::wire::{codes, headers};
+use lockd_client::{Acquire, Wait};
+use serde_json::json;
+
+use super::fixture::{Backend, no_drain, serve, wait_until};
+use super::http::{Answer, Connection, send};
+use super::lockd_calls::{acquire, acquire_with, describe, get_public, hold};
+
+/// A state that no answer fits into one packet, and that the buffers of a connection hold.
+const LARGE_STATE_BYTES: usize = 425_984;
+
+fn start(backend: &dyn Backend) -> TestServerBuilder {
+    serve(&*backend.open()).close_defaults(&[no_drain()])
+}
+
+fn address(server: &TestServer) -> SocketAddr {
+    server.socket_address().expect("the suite talks TCP")
+}
+
+fn is_draining(address: SocketAddr) -> bool {
+    send(address, "GET", "/readyz", &[], b"").status == 503
+}
+
+/// A server whose clock stands still.
+fn timeless(backend: &dyn Backend) -> (TestServer, Arc<ManualClock>) {
+    let clock = ManualClock::at_wall_ms(SystemClock::new().wall_ms());
+    let server = start(backend).clock(clock.clone()).start().unwrap();
+    (server, clock)
+}
+
+/// Does something while the server drains, whose clock stands still. Returns when the server has stopped.
+fn while_draining<T>(server: &TestServer, clock: &ManualClock, notify: bool, during: impl FnOnce() -> T) -> T {
+    /// Without this a failed assertion would wait for a drain that nobody ends.
+    struct EndDrain<'a>(&'a ManualClock);
+    impl Drop for EndDrain<'_> {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                self.0.advance(Duration::from_secs(3_600));
+            }
+        }
+    }
+    let options = CloseOptions::new()
+        .drain_leases(Duration::from_secs(8))
+        .shutdown_timeout(Duration::from_secs(10))
+        .notify(notify);
+    thread::scope(|scope| {
+        scope.spawn(move || server.server().shutdown_with(options));
+        let _end = EndDrain(clock);
+        wait_until("the server drains", || is_draining(address(server)));
+        during()
+    })
+}
+
+#[track_caller]
+fn assert_announced(answer: &Answer) {
+    assert_eq!(answer.header(headers::SHUTDOWN_IMMINENT), Some("true"), "{answer:?}");
+}
+
+/// `ShutdownDrainingBlocksAcquire`, TH-23.
+pub fn a_draining_server_refuses_to_acquire_and_says_for_how_long(backend: &dyn Backend) {
+    let _turn = shared();
+    let server = start(backend).start().unwrap();
+    let address = address(&server);
+    let lease = server
+        .client()
+        .acquire(Acquire::key("held").ttl(Duration::from_secs(30)))
+        .unwrap();
+    let options = CloseOptions::new()
+        .drain_leases(Duration::from_millis(1_500))
+        .shutdown_timeout(Duration::from_secs(2));
+    let refused = thread::scope(|scope| {
+        scope.spawn(|| server.stop_with(options));
+        let mut refused = None;
+        wait_until("an acquire is refused", || {
+            // Asked over the wire: the client would go on asking.
+            let answer = acquire_with(
+                address,
+                &json!({"key": "other", "owner": "probe", "ttl_seconds": 5, "block_seconds": -1}),
+            );
+            let is_refused = answer.status == 503;
+            refused = Some(answer);
+            is_refused
+        });
+        refused.unwrap()
+    });
+    let _ = lease.detach();
+    assert_eq!(refused.error(), (503, codes::SHUTDOWN_DRAINING.to_owned()));
+    assert_announced(&refused);
+    let retry_after: u64 = refused.header("Retry-After").unwrap().parse().unwrap();
+    assert!((1..=2).contains(&retry_after), "{refused:?}");
+    assert_eq!(refused.field("retry_after_seconds"), retry_after);
+}
+
+/// LS-39, OP-8.
+pub fn while_a_server_drains_holders_finish_and_nobody_begins(backend: &dyn Backend) {
+    let _turn = shared();
+    let (server, clock) = timeless(backend);
+    let address = address(&server);
+    let busy = hold(address, "busy");
+    let doomed = hold(address, "doomed");
+    doomed.update("{}").expect(200);
+    let dropped = hold(address, "dropped");
+    dropped.update("{}").expect(200);
+    let preference = br#"{"namespace":"default","query":{"preferred_engine":"scan"}}"#;
+    while_draining(&server, &clock, true, || {
+        for refused in [acquire(address, "new"), acquire(address, "busy"), acquire(address, "")] {
+            assert_eq!(refused.error(), (503, codes::SHUTDOWN_DRAINING.to_owned()));
+            assert_eq!(refused.header("Retry-After"), Some("8"));
+            assert_announced(&refused);
+        }
+        for served in [
+            busy.keepalive(30),
+            busy.update(r#"{"saved":"while draining"}"#),
+            busy.get(),
+            busy.hide(true),
+            doomed.remove(),
+            describe(address, "busy"),
+            send(address, "GET", "/v1/namespace?namespace=default", &[], b""),
+            send(address, "POST", "/v1/namespace", &[], preference),
+            send(address, "GET", "/healthz", &[], b""),
+            dropped.rollback(),
+            doomed.release(),
+        ] {
+            assert_eq!(served.status, 200, "{served:?}");
+            assert_announced(&served);
+        }
+        assert_announced(&get_public(address, "busy").expect(204));
+        assert_announced(&send(address, "GET", "/nowhere", &[], b"").expect(404));
+        assert_announced(&send(address, "GET", "/readyz", &[], b"").expect(503));
+        assert_announced(&busy.release().expect(200));
+    });
+    // What was released during the drain is committed: a server that comes next over this store has it.
+    let next = serve_again(&server);
+    let next = self::address(&next);
+    assert_eq!(
+        get_public(next, "busy").expect(200).body,
+        br#"{"saved":"while draining"}"#
+    );
+    assert_eq!(get_public(next, "doomed").status, 204);
+    assert_eq!(get_public(next, "dropped").status, 204);
+}
+
+fn serve_again(stopped: &TestServer) -> TestServer {
+    TestServer::builder().store(stopped.store()).start().unwrap()
+}
+
+/// LS-15.
+pub fn a_quiet_drain_announces_nothing(backend: &dyn Backend) {
+    let _turn = shared();
+    let (server, clock) = timeless(backend);
+    let address = address(&server);
+    let busy = hold(address, "busy");
+    assert_eq!(busy.get().header(headers::SHUTDOWN_IMMINENT), None);
+    while_draining(&server, &clock, false, || {
+        let refused = acquire(address, "new");
+        assert_eq!(refused.error(), (503, codes::SHUTDOWN_DRAINING.to_owned()));
+        for answer in [refused, busy.keepalive(30), busy.release()] {
+            assert_eq!(answer.header(headers::SHUTDOWN_IMMINENT), None, "{answer:?}");
+        }
+    });
+}
+
+/// The clock stands still, so no patience ends and no lease expires: only the drain can have answered.
+pub fn whoever_waits_is_sent_away_when_the_drain_begins(backend: &dyn Backend) {
+    let _turn = shared();
+    let (server, clock) = timeless(backend);
+    let address = address(&server);
+    let held = hold(address, "held");
+    let waiting = json!({"key": "held", "owner": "waiter", "ttl_seconds": 30, "block_seconds": 10});
+    let waiters: Vec<Connection> = (0..3)
+        .map(|_| {
+            let mut waiter = Connection::open(address);
+            waiter.send_request("POST", "/v1/acquire", &[], waiting.to_string().as_bytes());
+            waiter
+        })
+        .collect();
+    for waiter in &waiters {
+        assert_still_silent(waiter.socket());
+    }
+    while_draining(&server, &clock, true, || {
+        for mut waiter in waiters {
+            let refused = waiter.read_answer();
+            assert_eq!(refused.error(), (503, codes::SHUTDOWN_DRAINING.to_owned()));
+            assert_eq!(refused.header("Retry-After"), Some("8"));
+            assert_announced(&refused);
+        }
+        held.release().expect(200);
+    });
+}
+
+/// No answer comes for a while, so the request is most likely parked. If it was still on its way, the claim would hold
+/// all the same.
+fn assert_still_silent(socket: &TcpStream) {
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let outcome = socket.peek(&mut [0]);
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let silent = outcome
+        .as_ref()
+        .is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+    assert!(silent, "{outcome:?}");
+}
+
+/// TH-4 by the clock on the wall: with a held lease 4 s by default, 8 s as in production; without one nearly nothing.
+pub fn a_stop_takes_as_long_as_its_profile_says(backend: &dyn Backend) {
+    let _turn = exclusive();
+    let stop = |production: bool, held: bool| {
+        let mut builder = serve(&*backend.open());
+        if production {
+            builder = builder.close_defaults(&[]);
+        }
+        let server = builder.start().unwrap();
+        let lease = server.client().acquire("k").unwrap();
+        if !held {
+            lease.release().unwrap();
+        }
+        let clock = SystemClock::new();
+        let began = clock.now();
+        server.stop();
+        let took = clock.now().since(began);
+        let _ = lease.detach();
+        took
+    };
+    let within = |took: Duration, from_ms: u64, below_ms: u64| {
+        let range = Duration::from_millis(from_ms)..Duration::from_millis(below_ms);
+        assert!(range.contains(&took), "{took:?} is not in {range:?}");
+    };
+    within(stop(false, false), 0, 1_000);
+    within(stop(true, false), 0, 1_000);
+    // Both at once, to save the time of whoever runs the suite; they do nothing but sleep.
+    let (default, production) = thread::scope(|scope| {
+        let default = scope.spawn(|| stop(false, true));
+        (default.join(), stop(true, true))
+    });
+    within(default.unwrap(), 4_000, 6_000);
+    within(production, 7_500, 8_500);
+}
+
+/// The client looks at the answers to its keepalives, so a holder that renews lets go in time.
+pub fn a_drain_aware_client_lets_go_and_ends_the_drain(backend: &dyn Backend) {
+    let _turn = shared();
+    let (server, clock) = timeless(backend);
+    let log = Recorder::new(log::Level::Trace);
+    let client = server.new_client(|builder| builder.logger(log.clone())).unwrap();
+    let lease = client.acquire("k").unwrap();
+    let other = client.acquire("other").unwrap();
+    lease.save(&json!({"n": 1})).unwrap();
+    while_draining(&server, &clock, true, || {
+        lease.keepalive(Duration::from_secs(30)).unwrap();
+    });
+    // The server has stopped, and no time has passed on its clock: it was the client who gave back both leases.
+    for key in ["k", "other"] {
+        let released = log.wait_for(Duration::from_secs(30), |entry| {
+            entry.message == "client.shutdown.auto_release.complete" && entry.str_field("key") == Some(key)
+        });
+        assert!(released.is_some(), "{key}: {}", log.summary());
+    }
+    assert!(
+        log.first(|entry| entry.message == "client.shutdown.notice").is_some(),
+        "{}",
+        log.summary()
+    );
+    assert!(lease.is_released() && other.is_released());
+    assert!(
+        lease.lost().is_some(),
+        "its holder must not go on as if nothing had happened"
+    );
+    let next = serve_again(&server);
+    assert!(next.client().get_public("k").unwrap().exists());
+}
+
+pub fn a_client_that_is_not_drain_aware_holds_on(backend: &dyn Backend) {
+    let _turn = shared();
+    let (server, clock) = timeless(backend);
+    let log = Recorder::new(log::Level::Trace);
+    let options = |builder: lockd_client::ClientBuilder| builder.logger(log.clone()).drain_aware(false);
+    let client = server.new_client(options).unwrap();
+    let lease = client.acquire("k").unwrap();
+    while_draining(&server, &clock, true, || {
+        lease.keepalive(Duration::from_secs(30)).unwrap();
+        // Two keepalives, so that a release that the first began would have met the second.
+        lease.keepalive(Duration::from_secs(30)).unwrap();
+        let error = client.acquire(Acquire::key("other").wait(Wait::No)).unwrap_err();
+        assert!(error.is_shutdown_draining(), "{error}");
+        lease.release().unwrap();
+    });
+    assert_eq!(lease.lost(), None);
+    let noticed = log.first(|entry| entry.message.starts_with("client.shutdown."));
+    assert!(noticed.is_none(), "{noticed:?}");
+}
+
+/// Clients pool connections. One that was left open to a server that is gone would cost its next user a failed request.
+pub fn after_a_stop_nothing_is_served_and_idle_connections_are_cut(backend: &dyn Backend) {
+    let _turn = shared();
+    let server = start(backend).start().unwrap();
+    let address = address(&server);
+    let mut used = Connection::open(address);
+    used.send_request("GET", "/healthz", &[], b"");
+    used.read_answer().expect(200);
+    let fresh = TcpStream::connect(address).unwrap();
+    fresh.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let pooled = server.client().clone();
+    pooled.acquire("k").unwrap().release().unwrap();
+    server.server().shutdown();
+    assert_eq!(
+        TcpStream::connect(address).unwrap_err().kind(),
+        ErrorKind::ConnectionRefused
+    );
+    for mut socket in [used.socket(), &fresh] {
+        let outcome = socket.read(&mut [0; 16]);
+        let is_cut = match &outcome {
+            Ok(count) => *count == 0,
+            Err(error) => error.kind() == ErrorKind::ConnectionReset,
+        };
+        assert!(is_cut, "{outcome:?}");
+    }
+    let error = pooled.acquire(Acquire::key("k").wait(Wait::No)).unwrap_err();
+    assert!(error.is_transport(), "{error}");
+}
+
+/// A reader may be slow: what the server has written before it stopped is in the buffers of the connection, and a stop
+/// that throws them away would cut an answer that counts as given.
+pub fn an_answer_that_was_written_arrives_after_the_stop(backend: &dyn Backend) {
+    let _turn = shared();
+    let server = start(backend).start().unwrap();
+    let state = format!("\"{}\"", "x".repeat(LARGE_STATE_BYTES));
+    let lease = server.client().acquire("large").unwrap();
+    lease.update(state.as_bytes()).unwrap();
+    lease.release().unwrap();
+    let mut reader = Connection::open(address(&server));
+    reader.send_request("GET", "/v1/get?key=large&public=1", &[], b"");
+    // The answer has begun to arrive; nobody takes it out of the buffers.
+    reader.socket().peek(&mut [0]).unwrap();
+    server.server().shutdown();
+    let answer = reader.read_answer().expect(200);
+    assert!(
+        answer.body == state.as_bytes(),
+        "{} of {} bytes",
+        answer.body.len(),
+        state.len()
+    );
+}
