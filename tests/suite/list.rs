@@ -145,3 +145,30 @@ suite!(
     fifty_threads_take_turns_at_one_key,
     fifty_threads_at_two_servers_never_hold_a_key_together,
 );
+
+suite!(
+    for_update:
+    a_handler_does_not_run_without_its_lease,
+    a_handler_learns_the_key_that_was_generated,
+    what_a_handler_saved_can_be_removed,
+    a_handler_may_remove_what_it_has_read,
+    a_handler_may_remove_and_save_anew,
+    handlers_on_one_key_lose_no_increment,
+    a_cancelled_update_lets_go_of_its_lease,
+    random_documents_survive_from_round_to_round,
+    a_handler_saves_although_its_connection_is_cut,
+);
+
+suite!(
+    failover:
+    an_update_survives_a_kill_at_handler_start,
+    an_update_survives_a_kill_before_save,
+    an_update_survives_a_kill_after_save,
+    an_update_survives_a_kill_at_handler_start_behind_chaos,
+    an_update_survives_a_kill_before_save_behind_chaos,
+    an_update_survives_a_kill_after_save_behind_chaos,
+    an_update_survives_whichever_server_granted_its_lease,
+    a_drain_under_a_handler_makes_it_run_again_elsewhere,
+    a_removal_survives_the_loss_of_its_server,
+    without_any_server_the_client_names_everyone_it_asked,
+);

@@ -17,5 +17,7 @@ pub mod transactions;
 pub mod contention;
 pub mod daemon;
 pub mod drain;
+pub mod failover;
+pub mod for_update;
 pub mod locks;
 pub mod multi;
