@@ -259,6 +259,11 @@ impl Server {
         &self.store
     }
 
+    /// How many requests wait for a key, without those that are being looked at right now.
+    pub fn waiting(&self) -> usize {
+        self.service.dispatcher.waiting()
+    }
+
     /// Stops in the way that was configured.
     pub fn shutdown(&self) {
         self.shutdown_with(CloseOptions::new());

@@ -3,6 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
+    clippy::type_complexity,
     clippy::disallowed_methods,
     reason = "a panic is how a test fails, and a test may start threads and look at the clock"
 )]
@@ -49,6 +50,15 @@ macro_rules! suite {
     ($module:ident: $($claim:ident),* $(,)?) => {
         mod $module {
             $(#[test] fn $claim() { super::suite::$module::$claim(&super::Memory); })*
+        }
+    };
+}
+
+/// The same for claims that do not hold yet: they are built and can be run with `--ignored`.
+macro_rules! known_gaps {
+    ($name:ident of $module:ident: $($claim:ident),* $(,)?) => {
+        mod $name {
+            $(#[test] #[ignore = "a known gap"] fn $claim() { super::suite::$module::$claim(&super::Memory); })*
         }
     };
 }

@@ -115,12 +115,17 @@ pub enum Job<P> {
 pub struct WaitHint {
     count: AtomicUsize,
     keys: RwLock<HashSet<RecordKey>>,
+    parked: AtomicUsize,
 }
 
 impl WaitHint {
     /// True when somebody waits for this key.
     pub fn contains(&self, key: &RecordKey) -> bool {
         self.count.load(Ordering::SeqCst) != 0 && self.keys.read().contains(key)
+    }
+
+    fn set_parked(&self, count: usize) {
+        self.parked.store(count, Ordering::SeqCst);
     }
 
     fn insert(&self, key: &RecordKey) {
@@ -169,6 +174,11 @@ impl<P: Parked> Dispatcher<P> {
     /// True when somebody waits for this key.
     pub fn has_waiters(&self, key: &RecordKey) -> bool {
         self.hint.contains(key)
+    }
+
+    /// How many requests are parked, without those that are being tried at this moment.
+    pub fn waiting(&self) -> usize {
+        self.hint.parked.load(Ordering::SeqCst)
     }
 
     /// Parks a request until its key may be free, its deadline passes or the server drains.

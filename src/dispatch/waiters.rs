@@ -218,11 +218,13 @@ impl<P: Parked> Waiters<P> {
         queue.parked += 1;
         place(queue, waiter.id);
         self.parked.insert(waiter.id, waiter);
+        self.hint.set_parked(self.parked.len());
         self.next_peer_check.get_or_insert(now.after(self.limits.peer_check));
     }
 
     fn take(&mut self, id: WaiterId) -> Option<Waiter<P>> {
         let waiter = self.parked.remove(&id)?;
+        self.hint.set_parked(self.parked.len());
         if let Some(deadline) = waiter.deadline {
             self.due.remove(&(deadline, Due::Deadline(id)));
         }

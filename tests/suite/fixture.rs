@@ -84,6 +84,19 @@ impl TestServer {
         Self { server, address }
     }
 
+    /// Starts a server with a store of its own, after changing what tests usually want.
+    pub fn fresh_with(backend: &dyn Backend, change: impl FnOnce(&mut ServerOptions)) -> Self {
+        let mut options = ServerOptions::default();
+        change(&mut options);
+        Self::start(backend.open().store(), options)
+    }
+
+    /// Waits until so many requests wait for a key at this server.
+    #[track_caller]
+    pub fn wait_until_waiting(&self, count: usize) {
+        super::lockd_calls::wait_until("requests wait", || self.server.waiting() == count);
+    }
+
     /// Starts a server with a store of its own.
     pub fn fresh(backend: &dyn Backend) -> Self {
         Self::start(backend.open().store(), ServerOptions::default())

@@ -213,28 +213,6 @@ pub fn random_documents_survive_from_round_to_round(backend: &dyn Backend) {
     assert!(last == expected, "seed {seed}");
 }
 
-fn random_documents_survive_from_round_to_round(backend: &dyn Backend) {
-    let _turn = shared();
-    let server = start(backend);
-    let seed = fastrand::u64(..);
-    eprintln!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut expected = None;
-    for round in 0..40 {
-        let document = random_document(&mut random, round);
-        server
-            .client()
-            .acquire_for_update(patient("k"), |ctx| {
-                assert_eq!(ctx.snapshot::<Value>()?, expected, "seed {seed}");
-                ctx.save(&document)?;
-                Ok(())
-            })
-            .unwrap();
-        expected = Some(document);
-    }
-    assert_eq!(public(server.client(), "k"), expected, "seed {seed}");
-}
-
 fn random_document(random: &mut fastrand::Rng, round: u64) -> Value {
     let strings: Vec<String> = (0..random.usize(..5))
         .map(|_| (0..random.usize(..300)).map(|_| random.char(..)).collect())

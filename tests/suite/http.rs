@@ -2,8 +2,8 @@
 //!
 //! Not the product's client on purpose: a test of the wire must be able to say things that a good client never says.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -91,6 +91,56 @@ impl Connection {
         self.send(&[head.as_bytes(), body].concat());
     }
 
+    /// Sends what the server may refuse to take.
+    pub fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.get_mut().write_all(bytes)
+    }
+
+    /// Says that nothing more will come, and still listens.
+    pub fn close_sending_side(&self) {
+        self.socket().shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Ends the connection with a reset, as a killed process with unread data does.
+    pub fn abort(self) {
+        let socket = socket2::SockRef::from(self.socket());
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// True when the server closes the connection within this time, whatever else it still sends.
+    pub fn ends_within(mut self, patience: Duration) -> bool {
+        self.socket().set_read_timeout(Some(patience)).unwrap();
+        let mut rest = Vec::new();
+        match self.stream.read_to_end(&mut rest) {
+            Ok(_) => true,
+            Err(cause) => !matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        }
+    }
+
+    /// True when nothing comes within this time.
+    pub fn is_silent_for(&mut self, span: Duration) -> bool {
+        self.socket().set_read_timeout(Some(span)).unwrap();
+        let silent = self
+            .stream
+            .fill_buf()
+            .is_err_and(|cause| matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
+        self.socket().set_read_timeout(Some(PATIENCE)).unwrap();
+        silent
+    }
+
+    /// Sends a request and reads its answer; the connection stays.
+    pub fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        self.send_request(method, path, headers, body);
+        self.read_answer()
+    }
+
+    /// Reads the answer to a request HEAD, which announces a body and sends none.
+    pub fn read_head_answer(&mut self) -> Answer {
+        let (status, headers) = self.head().expect("the server answers");
+        let body = Vec::new();
+        Answer { status, headers, body }
+    }
+
     /// Reads one answer; interim answers (100) are returned as they come.
     pub fn read_answer(&mut self) -> Answer {
         self.try_read_answer().expect("the server answers")
@@ -98,17 +148,7 @@ impl Connection {
 
     /// Reads one answer, or says why there is none.
     pub fn try_read_answer(&mut self) -> std::io::Result<Answer> {
-        let status_line = self.line()?;
-        let status = status_line.split(' ').nth(1).and_then(|status| status.parse().ok());
-        let status = status.ok_or_else(|| std::io::Error::other(format!("no status line: {status_line:?}")))?;
-        let mut headers = Vec::new();
-        loop {
-            let line = self.line()?;
-            match line.split_once(':') {
-                Some((name, value)) => headers.push((name.to_owned(), value.trim().to_owned())),
-                None => break,
-            }
-        }
+        let (status, headers) = self.head()?;
         let mut answer = Answer {
             status,
             headers,
@@ -122,10 +162,24 @@ impl Connection {
         Ok(answer)
     }
 
+    fn head(&mut self) -> std::io::Result<(u16, Vec<(String, String)>)> {
+        let status_line = self.line()?;
+        let status = status_line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = status.ok_or_else(|| std::io::Error::other(format!("no status line: {status_line:?}")))?;
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line()?;
+            match line.split_once(':') {
+                Some((name, value)) => headers.push((name.to_owned(), value.trim().to_owned())),
+                None => return Ok((status, headers)),
+            }
+        }
+    }
+
     fn line(&mut self) -> std::io::Result<String> {
         let mut line = String::new();
         if self.stream.read_line(&mut line)? == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
+            return Err(ErrorKind::UnexpectedEof.into());
         }
         Ok(line.trim_end().to_owned())
     }
@@ -136,4 +190,16 @@ pub fn send(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &st
     let mut connection = Connection::open(address);
     connection.send_request(method, path, headers, body);
     connection.read_answer()
+}
+
+/// Bytes as a chunked body, in chunks of this size.
+pub fn chunked(bytes: &[u8], chunk: usize) -> Vec<u8> {
+    let mut body = Vec::new();
+    for chunk in bytes.chunks(chunk) {
+        body.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        body.extend_from_slice(chunk);
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(b"0\r\n\r\n");
+    body
 }

@@ -1,10 +1,14 @@
 //! The calls of the lease endpoints, as short as a test wants them.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::http::{Answer, send};
+use super::http::{Answer, Connection, send};
+
+/// Conditions come true within this time, unless something is wrong.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A lease as its holder knows it.
 #[derive(Debug, Clone)]
@@ -60,6 +64,36 @@ pub fn save(address: SocketAddr, key: &str, state: &str) -> String {
     let etag = held.update(state).expect(200).field("new_state_etag");
     held.release().expect(200);
     etag.as_str().unwrap_or_default().to_owned()
+}
+
+/// Sends an acquire that waits (0: without limit) and does not read the answer.
+pub fn begin_acquire(address: SocketAddr, key: &str, block_seconds: i64) -> Connection {
+    let mut connection = Connection::open(address);
+    let body = json!({"key": key, "owner": "waiter", "ttl_seconds": 30, "block_seconds": block_seconds});
+    connection.send_request("POST", "/v1/acquire", &[], body.to_string().as_bytes());
+    connection
+}
+
+/// Looks again and again until something is true.
+#[track_caller]
+pub fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_true() {
+        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// An acquire, an update, a release and a read, each on a connection of its own: what a healthy server can do.
+#[track_caller]
+pub fn assert_healthy(address: SocketAddr) {
+    let held = Held::from_answer(
+        address,
+        &acquire_with(address, &json!({"owner": "healthy", "block_seconds": -1})),
+    );
+    held.update("{\"healthy\":true}").expect(200);
+    held.release().expect(200);
+    get_public(address, &held.key).expect(200);
 }
 
 /// The committed state for everybody.

@@ -14,6 +14,8 @@ pub mod servers;
 pub mod state;
 pub mod transactions;
 
+pub mod acquire;
+pub mod checks;
 pub mod contention;
 pub mod daemon;
 pub mod drain;
@@ -21,3 +23,5 @@ pub mod failover;
 pub mod for_update;
 pub mod locks;
 pub mod multi;
+pub mod names;
+pub mod wire;
