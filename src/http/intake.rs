@@ -6,7 +6,7 @@
 //!
 //! Three habits of the library are mended here:
 //!
-//! - It may leave connections of a burst without a thread; see [`usher`](super::usher).
+//! - It may leave connections of a burst without a thread; see the module `usher`.
 //! - Its accept loop ends at the first accept error, for example when the process is out of file descriptors, and without
 //!   a word when the last descriptor goes while it takes a connection in. A new loop is then started on a clone of the
 //!   listener, and the connections of the old one are served on.
