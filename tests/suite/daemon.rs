@@ -12,8 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::fixture::{Backend, Place, wait_until};
-use super::lockd_calls::hold;
+use super::fixture::{Backend, Place};
+use super::lockd_calls::{hold, wait_until};
 
 /// A daemon over the store in a place, killed when the test is over.
 struct Daemon {

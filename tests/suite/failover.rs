@@ -19,7 +19,8 @@ use lockd_client::{Acquire, CallOptions, Client, Error, Retries, UpdateContext, 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::fixture::{Backend, no_drain, serve, wait_until};
+use super::fixture::{Backend, no_drain, serve};
+use super::lockd_calls::wait_until;
 
 const KEY: &str = "failover";
 const TTL: Duration = Duration::from_secs(20);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockd::clock::{Clock, SharedClock, SystemClock};
+use lockd::clock::{SharedClock, SystemClock};
 use lockd::drain_plan::CloseOptions;
 use lockd::net::sever::ListenerAddr;
 use lockd::server::{Parts, Server};
@@ -121,15 +121,4 @@ pub fn no_drain() -> CloseOptions {
     CloseOptions::new()
         .drain_leases(Duration::ZERO)
         .shutdown_timeout(Duration::from_secs(10))
-}
-
-/// Waits until something is so, and fails the test when it takes too long.
-#[track_caller]
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let clock = SystemClock::new();
-    let give_up = clock.now().after(Duration::from_secs(30));
-    while !is_so() {
-        assert!(clock.now() < give_up, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }

@@ -13,7 +13,8 @@ use lockd::testing::{ChaosConfig, TestServer, Watchdog, shared};
 use lockd_client::{Acquire, BoxError, CallOptions, CancelToken, Client, Retries, UpdateContext, Wait};
 use serde_json::{Value, json};
 
-use super::fixture::{Backend, serve, wait_until};
+use super::fixture::{Backend, serve};
+use super::lockd_calls::wait_until;
 
 fn start(backend: &dyn Backend) -> TestServer {
     serve(&*backend.open()).start().unwrap()
