@@ -57,10 +57,12 @@ fn while_draining<T>(server: &TestServer, clock: &ManualClock, notify: bool, dur
         .shutdown_timeout(Duration::from_secs(10))
         .notify(notify);
     thread::scope(|scope| {
-        scope.spawn(move || server.server().shutdown_with(options));
+        let stopping = scope.spawn(move || server.server().shutdown_with(options));
         let _end = EndDrain(clock);
         wait_until("the server drains", || is_draining(address(server)));
-        during()
+        let result = during();
+        wait_until("the drain ends although no time passes", || stopping.is_finished());
+        result
     })
 }
 
