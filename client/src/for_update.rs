@@ -10,6 +10,7 @@ use std::fmt;
 use std::io;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -136,7 +137,8 @@ impl Client {
                     return Err(error);
                 }
                 Err(error) => {
-                    if !is_retryable(&error) || !rounds.another() {
+                    let healable = is_retryable(&error) || given_back_under(&session, &error);
+                    if !healable || !rounds.another() {
                         names.log(self, Level::Error, "handler_error", &fields!(error = %error));
                         return Err(error);
                     }
@@ -446,6 +448,24 @@ fn from_handler(error: BoxError) -> Error {
         Ok(ours) => *ours,
         Err(foreign) => Error::Handler(foreign),
     }
+}
+
+/// True when the lease was given back to a server that goes down, and the handler or the renewal then found it gone: the
+/// client itself refuses calls under a lease that it has released. Had the call been a little earlier, the server would
+/// have said `lease_required`, and this is the same thing.
+fn given_back_under(session: &Session, error: &Error) -> bool {
+    let without_token = match error {
+        Error::Handler(foreign) => is_without_token(foreign.as_ref()),
+        ours => ours.is_missing_fencing_token(),
+    };
+    without_token && session.shared.drain_release_started.load(Ordering::SeqCst)
+}
+
+/// Looks through a foreign error and its causes.
+fn is_without_token(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<Error>())
+        .any(Error::is_missing_fencing_token)
 }
 
 /// True when a new round may heal it: a time limit, a lost lease, an answer or a read that ended too early, an overloaded

@@ -69,7 +69,7 @@
 //! | metadata, remove, set namespace config | HTTP timeout | yes | no | never |
 //! | keepalive | keepalive timeout in all | yes | yes | never, except by the renewal of [`Lease::start_renewal`] |
 //! | release | HTTP timeout | yes | yes | never; after a timeout the other endpoints are asked one by one. A success is told to the other endpoints, one second each |
-//! | `acquire_for_update` | for-update timeout for acquire and first read | | | rounds: 429, 5xx, `lease_required`, time limits, broken-off answers, unexpected ends of file, 5 in all. **The handler runs again.** `node_passive`: never, except that a release alone is repeated after a handler that succeeded |
+//! | `acquire_for_update` | for-update timeout for acquire and first read | | | rounds: 429, 5xx, `lease_required`, a lease given back because its server goes down, time limits, broken-off answers, unexpected ends of file, 5 in all. **The handler runs again.** `node_passive`: never, except that a release alone is repeated after a handler that succeeded |
 //!
 //! Redirects are not followed. A proxy named by the environment is not used.
 //!
