@@ -25,6 +25,7 @@ use std::sync::Arc;
 pub mod fault;
 pub mod memory;
 pub mod retry;
+pub mod shared_log;
 
 // Names are below this floor: records hold them, and they are built without a store at hand.
 pub use crate::ids::BodyId;

@@ -1,0 +1,273 @@
+//! One open root: what all handles of one process share.
+//!
+//! # Locks, in the order in which they are taken
+//!
+//! 1. `lock`: who holds it may lock the files `turn.lock` and `commit.lock` for this process.
+//! 2. `tail`: how far the log has been read; who holds it applies what comes next.
+//! 3. `index`: readers for a moment, a writer for the moment of applying one frame.
+//!
+//! `queue` and `listeners` stand apart: nothing else is taken while they are held.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crossbeam_channel::Sender;
+use parking_lot::{Mutex, RwLock};
+
+use super::commit::Queue;
+use super::follow::{Heard, Tail};
+use super::index::Index;
+use super::keeper::Task;
+use super::lock::{CommitLock, Mode};
+use super::mark::{Position, read_mark};
+use super::{Counters, Options, Step, StepHook};
+use crate::clock::SharedClock;
+use crate::ids::IdMaker;
+use crate::store::{ChangeListener, RecordKey, StoreError};
+
+pub(super) struct Core {
+    pub(super) log_dir: PathBuf,
+    pub(super) bodies_dir: PathBuf,
+    pub(super) options: Options,
+    pub(super) clock: SharedClock,
+    pub(super) ids: IdMaker,
+    /// The root is on NFS: only locks make what is read fresh, and no feed tells of others.
+    pub(super) network: bool,
+    pub(super) commit_file: Arc<File>,
+    pub(super) compact_file: Mutex<File>,
+    pub(super) lock: Mutex<CommitLock>,
+    pub(super) tail: Mutex<Tail>,
+    pub(super) index: RwLock<Index>,
+    pub(super) queue: Mutex<Queue>,
+    pub(super) listeners: Mutex<Vec<(u64, ChangeListener)>>,
+    pub(super) handles: AtomicU64,
+    pub(super) counting: Counting,
+    pub(super) tasks: Sender<Task>,
+    /// Set once: why nothing is answered any more.
+    latch: OnceLock<StoreError>,
+}
+
+/// What a core is made of; see its fields.
+pub(super) struct Parts {
+    pub(super) log_dir: PathBuf,
+    pub(super) bodies_dir: PathBuf,
+    pub(super) options: Options,
+    pub(super) clock: SharedClock,
+    pub(super) network: bool,
+    pub(super) lock: CommitLock,
+    pub(super) compact_file: File,
+    pub(super) counting: Counting,
+    pub(super) tail: Tail,
+    pub(super) index: Index,
+    pub(super) tasks: Sender<Task>,
+}
+
+impl Core {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            log_dir: parts.log_dir,
+            bodies_dir: parts.bodies_dir,
+            options: parts.options,
+            ids: IdMaker::new(parts.clock.clone()),
+            clock: parts.clock,
+            network: parts.network,
+            commit_file: parts.lock.commit.clone(),
+            compact_file: Mutex::new(parts.compact_file),
+            lock: Mutex::new(parts.lock),
+            tail: Mutex::new(parts.tail),
+            index: RwLock::new(parts.index),
+            queue: Mutex::new(Queue {
+                pending: VecDeque::new(),
+                led: false,
+            }),
+            listeners: Mutex::new(Vec::new()),
+            handles: AtomicU64::new(0),
+            counting: parts.counting,
+            tasks: parts.tasks,
+            latch: OnceLock::new(),
+        }
+    }
+
+    /// Looks at an index that knows everything that had been acknowledged when this was called, in any process.
+    pub(super) fn fresh<T>(&self, look: impl Fn(&Index) -> T) -> Result<T, StoreError> {
+        self.check_latch()?;
+        if self.network {
+            self.visit_shared()?;
+            return Ok(look(&self.index.read()));
+        }
+        match self.mark()? {
+            Some(mark) => {
+                let index = self.index.read();
+                if mark <= index.applied {
+                    return Ok(look(&index));
+                }
+                drop(index);
+                self.follow(mark)?;
+            }
+            // The mark is damaged. A visit under the lock finds the end of the log and writes it anew.
+            None => self.visit_exclusive()?,
+        }
+        Ok(look(&self.index.read()))
+    }
+
+    /// Reads the mark.
+    pub(super) fn mark(&self) -> Result<Option<Position>, StoreError> {
+        read_mark(&self.commit_file).map_err(|cause| StoreError::NotDone {
+            detail: format!("reading the mark of the log: {cause}"),
+        })
+    }
+
+    /// Applies what is durable, up to a mark.
+    pub(super) fn follow(&self, mark: Position) -> Result<(), StoreError> {
+        let mut heard = self.new_heard();
+        let result = {
+            let mut tail = self.tail.lock();
+            self.follow_to(&mut tail, mark, &mut heard)
+        };
+        self.tell_heard(heard);
+        result.map_err(|error| self.latch_if_corrupt(error))
+    }
+
+    /// Goes to the end of the log under the exclusive lock, cuts a torn tail, leaves the mark at the end.
+    pub(super) fn visit_exclusive(&self) -> Result<(), StoreError> {
+        let mut heard = self.new_heard();
+        let result = self.with_lock(Mode::Exclusive, || {
+            let mut tail = self.tail.lock();
+            self.settle(&mut tail, &mut heard)
+        });
+        self.tell_heard(heard);
+        result.map_err(|error| self.latch_if_corrupt(error))
+    }
+
+    /// The way of NFS: the shared lock makes the mark fresh, the mark says whether anything is new.
+    fn visit_shared(&self) -> Result<(), StoreError> {
+        let mut heard = self.new_heard();
+        let result = self.with_lock(Mode::Shared, || match self.mark()? {
+            Some(mark) => {
+                let mut tail = self.tail.lock();
+                self.follow_to(&mut tail, mark, &mut heard).map(|()| true)
+            }
+            None => Ok(false),
+        });
+        self.tell_heard(heard);
+        match result.map_err(|error| self.latch_if_corrupt(error))? {
+            true => Ok(()),
+            false => self.visit_exclusive(),
+        }
+    }
+
+    /// Runs `body` while this process holds the lock of the store.
+    pub(super) fn with_lock<T>(
+        &self,
+        mode: Mode,
+        body: impl FnOnce() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let Some(lock) = self.lock.try_lock_for(self.options.lock_wait) else {
+            return Err(StoreError::Unavailable {
+                detail: "other threads of this process are waiting for the lock of the store".to_owned(),
+            });
+        };
+        let _held = lock.acquire(mode)?;
+        self.check_latch()?;
+        body()
+    }
+
+    /// What has stopped this engine, if anything.
+    pub(super) fn check_latch(&self) -> Result<(), StoreError> {
+        self.latch.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// Stops this engine until the root is opened anew.
+    pub(super) fn latch(&self, error: StoreError) {
+        // The first reason is the one that matters.
+        let _ = self.latch.set(error);
+    }
+
+    /// Damage does not go away: say the same to everybody from now on.
+    pub(super) fn latch_if_corrupt(&self, error: StoreError) -> StoreError {
+        if matches!(error, StoreError::Corrupt { .. }) {
+            self.latch(error.clone());
+        }
+        error
+    }
+
+    pub(super) fn new_heard(&self) -> Heard {
+        let mut heard = Heard::default();
+        if !self.listeners.lock().is_empty() {
+            heard.changes.keys = Some(Vec::new());
+        }
+        heard
+    }
+
+    /// Passes on what other processes have changed.
+    pub(super) fn tell_heard(&self, heard: Heard) {
+        if let Some(number) = heard.compacted {
+            // The keeper is gone only when the whole engine goes.
+            let _ = self.tasks.send(Task::Adopt(number));
+        }
+        if let Some(keys) = heard.changes.keys {
+            self.tell(None, &keys);
+        }
+    }
+
+    /// Runs the listeners of all handles but the writer's, with no lock held.
+    pub(super) fn tell(&self, writer: Option<u64>, keys: &[RecordKey]) {
+        if keys.is_empty() {
+            return;
+        }
+        let others: Vec<ChangeListener> = (self.listeners.lock().iter())
+            .filter(|(handle, _)| Some(*handle) != writer)
+            .map(|(_, listener)| listener.clone())
+            .collect();
+        for listener in others {
+            listener(keys);
+        }
+    }
+}
+
+/// Counts what is done to the disk, and gives tests a say before each step.
+#[derive(Default)]
+pub(super) struct Counting {
+    pub(super) hook: Option<StepHook>,
+    syncs: AtomicU64,
+    commits: AtomicU64,
+    batches: AtomicU64,
+}
+
+impl Counting {
+    pub(super) fn new(hook: Option<StepHook>) -> Self {
+        Self {
+            hook,
+            ..Self::default()
+        }
+    }
+
+    /// A step is about to be taken.
+    pub(super) fn step(&self, step: Step) -> io::Result<()> {
+        self.hook.as_ref().map_or(Ok(()), |hook| hook(step))
+    }
+
+    /// Syncs a file's bytes and its length.
+    pub(super) fn sync(&self, file: &File, step: Step) -> io::Result<()> {
+        self.step(step)?;
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        file.sync_data()
+    }
+
+    pub(super) fn committed(&self, batches: usize) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.batches.fetch_add(batches as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        Counters {
+            syncs: self.syncs.load(Ordering::Relaxed),
+            commits: self.commits.load(Ordering::Relaxed),
+            batches: self.batches.load(Ordering::Relaxed),
+        }
+    }
+}

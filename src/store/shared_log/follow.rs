@@ -1,0 +1,245 @@
+//! Catching up: applying to the index what the log holds, whoever wrote it.
+//!
+//! Two situations, and what lies between them is the whole argument:
+//!
+//! - **Up to the mark** ([`Core::follow_to`]) everything is durable and never changes again. No lock is needed. What cannot
+//!   be read there is damage.
+//! - **Behind the mark** ([`Core::settle`]) lies what a writer left who was killed, or cut off by a loss of power, before it
+//!   could move the mark. Only who holds the exclusive lock looks there, so nobody is writing. Whole frames are synced
+//!   before they are applied, since it is not known whether their writer came to that: otherwise somebody could read what
+//!   the next loss of power takes away. Then the mark moves. Bytes that are no frame are a torn tail if nothing valid
+//!   follows them, and are cut; if a valid frame follows, they are damage.
+
+use std::sync::Arc;
+
+use super::Step;
+use super::engine::Core;
+use super::frame::{
+    FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileKind, Flaw, FrameHead, FrameKind, holds_a_frame, read_u32,
+};
+use super::index::{Changes, Index};
+use super::lock::{Mode, try_lock};
+use super::mark::{Position, write_mark};
+use super::operation::Operations;
+use super::segment::{FrameReader, LogFile, ReadError};
+use crate::store::StoreError;
+
+/// How far the log has been read.
+pub(super) struct Tail {
+    pub(super) file: Arc<LogFile>,
+    pub(super) offset: u64,
+    /// The number that the next frame must carry.
+    pub(super) sequence: u64,
+    pub(super) reader: FrameReader,
+}
+
+/// What was news on the way.
+#[derive(Default)]
+pub(super) struct Heard {
+    pub(super) changes: Changes,
+    /// The newest snapshot that the log speaks of.
+    pub(super) compacted: Option<u32>,
+}
+
+impl Tail {
+    pub(super) fn position(&self) -> Position {
+        Position {
+            segment: self.file.number(),
+            offset: self.offset,
+        }
+    }
+}
+
+impl Core {
+    /// Applies what lies before the mark.
+    pub(super) fn follow_to(&self, tail: &mut Tail, mark: Position, heard: &mut Heard) -> Result<(), StoreError> {
+        while tail.position() < mark {
+            let file = tail.file.clone();
+            let _fresh = self.freshen(&file)?;
+            let in_last = file.number() == mark.segment;
+            let end = if in_last { mark.offset } else { file.len_bytes()? };
+            while Arc::ptr_eq(&tail.file, &file) && tail.offset < end {
+                self.read_and_apply(tail, end, heard)?
+                    .map_err(|flaw| file.corrupt(tail.offset, flaw))?;
+            }
+            if Arc::ptr_eq(&tail.file, &file) && !in_last {
+                // The mark is in a later segment, so this one must have led there.
+                return Err(file.corrupt(tail.offset, Flaw::Short));
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies everything there is, cuts a torn tail, and leaves the mark at the end. Under the exclusive lock.
+    pub(super) fn settle(&self, tail: &mut Tail, heard: &mut Heard) -> Result<(), StoreError> {
+        let mark = self.mark()?;
+        if let Some(mark) = mark {
+            self.follow_to(tail, mark, heard)?;
+        }
+        loop {
+            let file = tail.file.clone();
+            let _fresh = self.freshen(&file)?;
+            let length = file.len_bytes()?;
+            if length < tail.offset {
+                return Err(file.corrupt(length, Flaw::Shrunk));
+            }
+            if length == tail.offset {
+                break;
+            }
+            (self.counting.sync(&file.file, Step::SettleSync)).map_err(|cause| {
+                let error = file.failed("syncing", &cause);
+                self.latch(StoreError::Unavailable {
+                    detail: error.to_string(),
+                });
+                error
+            })?;
+            tail.reader.forget();
+            while Arc::ptr_eq(&tail.file, &file) && tail.offset < length {
+                if let Err(flaw) = self.read_and_apply(tail, length, heard)? {
+                    self.cut_torn_tail(&file, tail.offset, length, flaw)?;
+                    tail.reader.forget();
+                    break;
+                }
+            }
+            if Arc::ptr_eq(&tail.file, &file) {
+                break;
+            }
+        }
+        if mark != Some(tail.position()) {
+            self.move_mark(tail.position())?;
+        }
+        Ok(())
+    }
+
+    /// Moves the mark; if that fails, nobody else would learn what was written, so this engine stops.
+    pub(super) fn move_mark(&self, position: Position) -> Result<(), StoreError> {
+        let moved = self
+            .counting
+            .step(Step::Mark)
+            .and_then(|()| write_mark(&self.commit_file, position));
+        moved.map_err(|cause| {
+            let detail = format!("moving the mark of the log: {cause}");
+            self.latch(StoreError::Unavailable { detail: detail.clone() });
+            StoreError::Unknown { detail }
+        })
+    }
+
+    /// Reads the next frame and applies it. The inner error: there is no such frame.
+    fn read_and_apply(&self, tail: &mut Tail, end: u64, heard: &mut Heard) -> Result<Result<(), Flaw>, StoreError> {
+        let Tail {
+            file,
+            offset,
+            sequence,
+            reader,
+        } = tail;
+        let (head, payload) = match reader.read(file, *offset, end) {
+            Ok(frame) => frame,
+            Err(ReadError::Flaw(flaw)) => return Ok(Err(flaw)),
+            Err(ReadError::Io(cause)) => return Err(file.failed("reading", &cause)),
+        };
+        if head.sequence != *sequence {
+            return Ok(Err(Flaw::Sequence));
+        }
+        let next = Position {
+            segment: file.number(),
+            offset: *offset + (FRAME_HEADER_BYTES + head.length) as u64,
+        };
+        let payload_offset = *offset + FRAME_HEADER_BYTES as u64;
+        match head.kind {
+            FrameKind::Group => {
+                let numbers = Operations::new(payload).count() as u64;
+                let mut index = self.index.write();
+                if index
+                    .apply(payload, file.number(), payload_offset, &mut heard.changes)
+                    .is_err()
+                {
+                    return Err(file.corrupt(*offset, Flaw::Payload));
+                }
+                index.applied = next;
+                drop(index);
+                *sequence += numbers;
+                *offset = next.offset;
+            }
+            FrameKind::Compacted if head.length == 4 => {
+                heard.compacted = Some(read_u32(payload, 0));
+                self.index.write().applied = next;
+                *sequence += 1;
+                *offset = next.offset;
+            }
+            FrameKind::Seal if head.length == 4 => {
+                let number = read_u32(payload, 0);
+                let file = Arc::new(LogFile::open(&self.log_dir, FileKind::Segment, number)?);
+                self.enter_segment(tail, file)?;
+            }
+            _ => return Err(file.corrupt(*offset, Flaw::Kind)),
+        }
+        Ok(Ok(()))
+    }
+
+    /// Goes on in the segment that the last seal named.
+    pub(super) fn enter_segment(&self, tail: &mut Tail, file: Arc<LogFile>) -> Result<(), StoreError> {
+        if file.header.sequence != tail.sequence + 1 || file.number() <= tail.file.number() {
+            return Err(file.corrupt(0, Flaw::Sequence));
+        }
+        tail.sequence += 1;
+        tail.offset = FILE_HEADER_BYTES as u64;
+        tail.file = file.clone();
+        let mut index: parking_lot::RwLockWriteGuard<'_, Index> = self.index.write();
+        index.applied = tail.position();
+        index.files.insert(file.number(), file);
+        Ok(())
+    }
+
+    fn cut_torn_tail(&self, file: &LogFile, offset: u64, length: u64, flaw: Flaw) -> Result<(), StoreError> {
+        // A segment is not much longer than its limit, and a tail is a part of it.
+        let tail = file.read_at(offset, usize::try_from(length - offset).unwrap_or(usize::MAX))?;
+        let behind = tail.get(1..).unwrap_or_default();
+        if flaw == Flaw::Sequence || holds_a_frame(behind, file.header.salt) || of_unknown_kind(&tail) {
+            return Err(file.corrupt(offset, flaw));
+        }
+        let cut = (self.counting.step(Step::CutTornTail))
+            .and_then(|()| file.file.set_len(offset))
+            .and_then(|()| self.counting.sync(&file.file, Step::SettleSync));
+        cut.map_err(|cause| {
+            let error = file.failed("cutting a torn tail of", &cause);
+            self.latch(StoreError::Unavailable {
+                detail: error.to_string(),
+            });
+            error
+        })
+    }
+
+    /// On NFS only a lock on a file's own descriptor makes its reads fresh. Who comes here holds the lock of the store, so
+    /// nobody else wants this one for long.
+    fn freshen<'a>(&self, file: &'a LogFile) -> Result<Option<Freshened<'a>>, StoreError> {
+        if !self.network {
+            return Ok(None);
+        }
+        let start = self.clock.now();
+        loop {
+            match try_lock(&file.file, Mode::Shared) {
+                Ok(true) => return Ok(Some(Freshened(file))),
+                Ok(false) if self.clock.now().since(start) < self.options.lock_wait => std::thread::yield_now(),
+                Ok(false) => {
+                    return Err(StoreError::Unavailable {
+                        detail: "a segment stays locked".to_owned(),
+                    });
+                }
+                Err(cause) => return Err(file.failed("locking", &cause)),
+            }
+        }
+    }
+}
+
+/// A frame of a kind that this version does not know was written by a newer one and acknowledged: no garbage to cut.
+fn of_unknown_kind(tail: &[u8]) -> bool {
+    matches!(FrameHead::decode(tail), Err(Flaw::Kind))
+}
+
+struct Freshened<'a>(&'a LogFile);
+
+impl Drop for Freshened<'_> {
+    fn drop(&mut self) {
+        let _ = fs2::FileExt::unlock(&self.0.file);
+    }
+}
