@@ -7,8 +7,8 @@
 //! 2. rolls to a new segment if the current one is full;
 //! 3. checks the preconditions of every batch in the order of the queue, against the index and the batches before it;
 //! 4. appends one frame with all batches that hold, and syncs it;
-//! 5. applies it to the index, so that this process knows it before any other can build upon it;
-//! 6. moves the mark, so that every other process knows of it;
+//! 5. moves the mark, so that every process knows of it;
+//! 6. applies it to the index;
 //! 7. gives the lock back, hands on the lead, and answers.
 //!
 //! # What each failure leaves
@@ -20,7 +20,7 @@
 //!   cut back to where it was and the engine latches: every call from then on is refused until the root is opened anew. If
 //!   cutting back could be synced, the group was certainly not done; else nobody knows.
 //! - Killed in 5 or 6: as in 4, the frame is whole.
-//! - 6 fails: the frame is durable, but others would not see it. Unknown, and latched.
+//! - 5 fails: the frame is durable, but others would not see it. Unknown, and latched.
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
@@ -33,7 +33,8 @@ use super::Step;
 use super::engine::Core;
 use super::follow::{Heard, Tail};
 use super::frame::{
-    FRAME_HEADER_BYTES, FileHeader, FileKind, FrameKind, PAYLOAD_BYTES_MAX, begin_frame, encode_frame, finish_frame,
+    FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, FrameKind, PAYLOAD_BYTES_MAX, begin_frame,
+    encode_frame, finish_frame,
 };
 use super::index::{Changes, Index, etag_of};
 use super::keeper::Task;
@@ -194,7 +195,8 @@ impl Core {
         })
     }
 
-    /// Takes up into memory what has been made durable, then tells the others.
+    /// Tells the others what has been made durable, then takes it up into memory. Readers of this process that find the
+    /// mark ahead of the index meanwhile wait for the tail.
     fn advance(
         &self,
         file: &Arc<LogFile>,
@@ -206,14 +208,13 @@ impl Core {
             segment: file.number(),
             offset,
         };
-        {
-            let mut tail = self.tail.lock();
-            (tail.offset, tail.sequence) = (offset, sequence);
-            let mut index = self.index.write();
-            apply(&mut index);
-            index.applied = position;
-        }
-        self.move_mark(position)
+        let mut tail = self.tail.lock();
+        self.move_mark(position)?;
+        (tail.offset, tail.sequence) = (offset, sequence);
+        let mut index = self.index.write();
+        apply(&mut index);
+        index.applied = position;
+        Ok(())
     }
 
     /// Seals the current segment and goes on in a new one. The new one exists durably before the seal names it.
@@ -235,8 +236,11 @@ impl Core {
         let seal = encode_frame(FrameKind::Seal, tail.sequence, tail.file.header.salt, &number);
         let sealed = tail.file.clone();
         self.append(&sealed, tail.offset, &seal)?;
+        self.move_mark(Position {
+            segment: next.number(),
+            offset: FILE_HEADER_BYTES as u64,
+        })?;
         self.enter_segment(tail, next)?;
-        self.move_mark(tail.position())?;
         // Asks whether it is time to compact; the keeper is gone only when the whole engine goes.
         let _ = self.tasks.send(Task::ConsiderCompaction);
         Ok(())

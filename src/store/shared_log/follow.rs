@@ -5,10 +5,10 @@
 //! - **Up to the mark** ([`Core::follow_to`]) everything is durable and never changes again. No lock is needed. What cannot
 //!   be read there is damage.
 //! - **Behind the mark** ([`Core::settle`]) lies what a writer left who was killed, or cut off by a loss of power, before it
-//!   could move the mark. Only who holds the exclusive lock looks there, so nobody is writing. Whole frames are synced
-//!   before they are applied, since it is not known whether their writer came to that: otherwise somebody could read what
-//!   the next loss of power takes away. Then the mark moves. Bytes that are no frame are a torn tail if nothing valid
-//!   follows them, and are cut; if a valid frame follows, they are damage.
+//!   could move the mark. Only who holds the exclusive lock looks there, so nobody is writing. Whole frames are synced, since
+//!   it is not known whether their writer came to that: otherwise somebody could read what the next loss of power takes
+//!   away. Then the mark moves, and then they are applied like everything before the mark. Bytes that are no frame are a
+//!   torn tail if nothing valid follows them, and are cut; if a valid frame follows, they are damage.
 
 use std::sync::Arc;
 
@@ -21,7 +21,8 @@ use super::index::{Changes, Index};
 use super::lock::{Mode, try_lock};
 use super::mark::{Position, write_mark};
 use super::operation::Operations;
-use super::segment::{FrameReader, LogFile, ReadError};
+use super::recover;
+use super::segment::{FrameReader, LogFile, ReadError, is_missing};
 use crate::store::StoreError;
 
 /// How far the log has been read.
@@ -76,39 +77,73 @@ impl Core {
         if let Some(mark) = mark {
             self.follow_to(tail, mark, heard)?;
         }
-        loop {
-            let file = tail.file.clone();
-            let _fresh = self.freshen(&file)?;
-            let length = file.len_bytes()?;
-            if length < tail.offset {
-                return Err(file.corrupt(length, Flaw::Shrunk));
-            }
-            if length == tail.offset {
-                break;
-            }
-            (self.counting.sync(&file.file, Step::SettleSync)).map_err(|cause| {
-                let error = file.failed("syncing", &cause);
-                self.latch(StoreError::Unavailable {
-                    detail: error.to_string(),
-                });
-                error
-            })?;
-            tail.reader.forget();
-            while Arc::ptr_eq(&tail.file, &file) && tail.offset < length {
-                if let Err(flaw) = self.read_and_apply(tail, length, heard)? {
-                    self.cut_torn_tail(&file, tail.offset, length, flaw)?;
-                    tail.reader.forget();
-                    break;
-                }
-            }
-            if Arc::ptr_eq(&tail.file, &file) {
-                break;
-            }
-        }
-        if mark != Some(tail.position()) {
-            self.move_mark(tail.position())?;
+        let end = self.find_end(tail)?;
+        if mark != Some(end) {
+            // First the mark, then the index: otherwise this process could show what others do not find yet.
+            self.move_mark(end)?;
+            self.follow_to(tail, end, heard)?;
         }
         Ok(())
+    }
+
+    /// Where the log ends. What lies between the tail and the end is durable afterwards, and what is torn is cut.
+    fn find_end(&self, tail: &mut Tail) -> Result<Position, StoreError> {
+        let mut file = tail.file.clone();
+        let mut offset = tail.offset;
+        let mut sequence = tail.sequence;
+        loop {
+            let _fresh = self.freshen(&file)?;
+            let length = file.len_bytes()?;
+            if length < offset {
+                return Err(file.corrupt(length, Flaw::Shrunk));
+            }
+            let mut next = None;
+            if offset < length {
+                self.sync_settling(&file)?;
+                tail.reader.forget();
+            }
+            while offset < length && next.is_none() {
+                let flaw = match tail.reader.read(&file, offset, length) {
+                    Ok((head, payload)) if head.sequence == sequence => {
+                        match head.kind {
+                            FrameKind::Group => sequence += Operations::new(payload).count() as u64,
+                            FrameKind::Seal if head.length == 4 => next = Some(read_u32(payload, 0)),
+                            _ => sequence += 1,
+                        }
+                        offset += (FRAME_HEADER_BYTES + head.length) as u64;
+                        continue;
+                    }
+                    Ok(_) => Flaw::Sequence,
+                    Err(ReadError::Flaw(flaw)) => flaw,
+                    Err(ReadError::Io(cause)) => return Err(file.failed("reading", &cause)),
+                };
+                self.cut_torn_tail(&file, offset, length, flaw)?;
+                tail.reader.forget();
+                break;
+            }
+            let Some(number) = next else {
+                return Ok(Position {
+                    segment: file.number(),
+                    offset,
+                });
+            };
+            let sealed = file.number();
+            file = Arc::new(LogFile::open(&self.log_dir, FileKind::Segment, number)?);
+            if file.header.sequence != sequence + 1 || number <= sealed {
+                return Err(file.corrupt(0, Flaw::Sequence));
+            }
+            (offset, sequence) = (FILE_HEADER_BYTES as u64, sequence + 1);
+        }
+    }
+
+    fn sync_settling(&self, file: &LogFile) -> Result<(), StoreError> {
+        (self.counting.sync(&file.file, Step::SettleSync)).map_err(|cause| {
+            let error = file.failed("syncing", &cause);
+            self.latch(StoreError::Unavailable {
+                detail: error.to_string(),
+            });
+            error
+        })
     }
 
     /// Moves the mark; if that fails, nobody else would learn what was written, so this engine stops.
@@ -168,8 +203,11 @@ impl Core {
             }
             FrameKind::Seal if head.length == 4 => {
                 let number = read_u32(payload, 0);
-                let file = Arc::new(LogFile::open(&self.log_dir, FileKind::Segment, number)?);
-                self.enter_segment(tail, file)?;
+                match LogFile::open(&self.log_dir, FileKind::Segment, number) {
+                    Ok(file) => self.enter_segment(tail, Arc::new(file))?,
+                    Err(error) if is_missing(&error) => self.reload(tail, error, heard)?,
+                    Err(error) => return Err(error),
+                }
             }
             _ => return Err(file.corrupt(*offset, Flaw::Kind)),
         }
@@ -187,6 +225,22 @@ impl Core {
         let mut index: parking_lot::RwLockWriteGuard<'_, Index> = self.index.write();
         index.applied = tail.position();
         index.files.insert(file.number(), file);
+        Ok(())
+    }
+
+    /// Begins again from the newest snapshot. Whoever sleeps longer than the grace of compaction finds the segments gone
+    /// that it would have read next; what they said is in the snapshot.
+    fn reload(&self, tail: &mut Tail, missing: StoreError, heard: &mut Heard) -> Result<(), StoreError> {
+        let (new_index, new_tail) = recover::load(&self.log_dir)?;
+        if new_tail.position() <= tail.position() {
+            return Err(missing);
+        }
+        let mut index = self.index.write();
+        if let Some(keys) = &mut heard.changes.keys {
+            keys.extend(index.keys_that_differ(&new_index));
+        }
+        *index = new_index;
+        *tail = new_tail;
         Ok(())
     }
 
@@ -211,14 +265,14 @@ impl Core {
 
     /// On NFS only a lock on a file's own descriptor makes its reads fresh. Who comes here holds the lock of the store, so
     /// nobody else wants this one for long.
-    fn freshen<'a>(&self, file: &'a LogFile) -> Result<Option<Freshened<'a>>, StoreError> {
+    fn freshen(&self, file: &Arc<LogFile>) -> Result<Option<Freshened>, StoreError> {
         if !self.network {
             return Ok(None);
         }
         let start = self.clock.now();
         loop {
             match try_lock(&file.file, Mode::Shared) {
-                Ok(true) => return Ok(Some(Freshened(file))),
+                Ok(true) => return Ok(Some(Freshened(file.clone()))),
                 Ok(false) if self.clock.now().since(start) < self.options.lock_wait => std::thread::yield_now(),
                 Ok(false) => {
                     return Err(StoreError::Unavailable {
@@ -236,9 +290,9 @@ fn of_unknown_kind(tail: &[u8]) -> bool {
     matches!(FrameHead::decode(tail), Err(Flaw::Kind))
 }
 
-struct Freshened<'a>(&'a LogFile);
+struct Freshened(Arc<LogFile>);
 
-impl Drop for Freshened<'_> {
+impl Drop for Freshened {
     fn drop(&mut self) {
         let _ = fs2::FileExt::unlock(&self.0.file);
     }

@@ -141,6 +141,14 @@ impl Index {
         }
     }
 
+    /// The records whose state differs between two indexes.
+    pub(super) fn keys_that_differ(&self, other: &Self) -> Vec<RecordKey> {
+        let etag = |index: &Self, key: &RecordKey| index.records.get(key).map(|record| record.etag);
+        let changed = self.records.keys().filter(|key| etag(self, key) != etag(other, key));
+        let new = other.records.keys().filter(|key| !self.records.contains_key(*key));
+        changed.chain(new).cloned().collect()
+    }
+
     /// Records below a prefix and behind a name, in order.
     pub(super) fn range<'a>(
         &'a self,

@@ -20,10 +20,11 @@
 //!
 //! - *Acknowledged means durable.* An answer comes after the `fdatasync` of the frame that holds the write; a body's file
 //!   and its directory entry are synced before that frame is written; a new segment and its entry before anything is in it.
-//! - *Nothing is readable before it is durable.* An index takes up frames before the [`mark`], which moves after the sync, and
-//!   its process's own frames after their sync. What a dead writer left behind the mark is synced before it is taken up.
+//! - *Nothing is readable before it is durable.* An index takes up frames before the [`mark`] only, and the mark moves after the
+//!   sync. What a dead writer left behind the mark is synced before the mark moves over it.
 //! - *A batch is one step.* It is inside one frame with one checksum, and one frame is applied under one lock.
-//! - *Later reads see it, in any process.* The mark moves before the answer, and every read looks at the mark first.
+//! - *Later reads see it, in any process.* The mark moves before the answer, and every read looks at the mark first. It also
+//!   moves before the writer's own index, so that no process shows what a later reader of another one does not find.
 //! - *One writer at a time.* Appending needs the exclusive `flock` on a file that is never replaced, and its holder reads
 //!   to the end of the log before it checks a precondition.
 //! - *Killed at any moment, one valid state remains.* See [`commit`] and [`compact`], step by step.
@@ -525,9 +526,7 @@ fn load(log_dir: &Path) -> Result<(index::Index, follow::Tail), StoreError> {
     let mut attempt = 1;
     loop {
         match recover::load(log_dir) {
-            Err(StoreError::Corrupt { detail, .. }) if detail == segment::MISSING && attempt < LOAD_ATTEMPTS => {
-                attempt += 1;
-            }
+            Err(error) if segment::is_missing(&error) && attempt < LOAD_ATTEMPTS => attempt += 1,
             loaded => return loaded,
         }
     }

@@ -121,7 +121,12 @@ impl LogFile {
 }
 
 /// The detail of a [`StoreError::Corrupt`] for a file that something names and that is not there.
-pub(super) const MISSING: &str = "the file is missing";
+const MISSING: &str = "the file is missing";
+
+/// True for the error about a file that something names and that is not there.
+pub(super) fn is_missing(error: &StoreError) -> bool {
+    matches!(error, StoreError::Corrupt { detail, .. } if detail == MISSING)
+}
 
 /// Reads one file from front to back, many frames at a time.
 #[derive(Default)]
