@@ -16,8 +16,16 @@ use lockd::store::shared_log::{Options, SharedLogStore};
 use store_suite::Place;
 use tempfile::TempDir;
 
+#[path = "store_disk/damage.rs"]
+mod damage;
+#[path = "store_disk/faults.rs"]
+mod faults;
+#[path = "store_disk/processes.rs"]
+mod processes;
 #[path = "suite/store.rs"]
 mod store_suite;
+#[path = "store_disk/tools.rs"]
+mod tools;
 
 store_suite::store_suite!(disk, || DiskPlace::boxed(Sharing::Handles, Options::default()));
 store_suite::store_suite!(disk_behind_failing_calls, || {

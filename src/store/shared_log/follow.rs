@@ -14,9 +14,7 @@ use std::sync::Arc;
 
 use super::Step;
 use super::engine::Core;
-use super::frame::{
-    FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileKind, Flaw, FrameHead, FrameKind, holds_a_frame, read_u32,
-};
+use super::frame::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileKind, Flaw, FrameKind, holds_a_frame, read_u32};
 use super::index::{Changes, Index};
 use super::lock::{Mode, try_lock};
 use super::mark::{Position, write_mark};
@@ -108,7 +106,9 @@ impl Core {
                         match head.kind {
                             FrameKind::Group => sequence += Operations::new(payload).count() as u64,
                             FrameKind::Seal if head.length == 4 => next = Some(read_u32(payload, 0)),
-                            _ => sequence += 1,
+                            FrameKind::Compacted => sequence += 1,
+                            // Acknowledged by a newer version; cutting it would lose it.
+                            _ => return Err(file.corrupt(offset, Flaw::Kind)),
                         }
                         offset += (FRAME_HEADER_BYTES + head.length) as u64;
                         continue;
@@ -248,7 +248,7 @@ impl Core {
         // A segment is not much longer than its limit, and a tail is a part of it.
         let tail = file.read_at(offset, usize::try_from(length - offset).unwrap_or(usize::MAX))?;
         let behind = tail.get(1..).unwrap_or_default();
-        if flaw == Flaw::Sequence || holds_a_frame(behind, file.header.salt) || of_unknown_kind(&tail) {
+        if flaw == Flaw::Sequence || holds_a_frame(behind, file.header.salt) {
             return Err(file.corrupt(offset, flaw));
         }
         let cut = (self.counting.step(Step::CutTornTail))
@@ -283,11 +283,6 @@ impl Core {
             }
         }
     }
-}
-
-/// A frame of a kind that this version does not know was written by a newer one and acknowledged: no garbage to cut.
-fn of_unknown_kind(tail: &[u8]) -> bool {
-    matches!(FrameHead::decode(tail), Err(Flaw::Kind))
 }
 
 struct Freshened(Arc<LogFile>);

@@ -57,6 +57,8 @@ pub(super) enum FrameKind {
     Entries,
     /// The last frame of a snapshot. Payload: number of operations in the snapshot, u64.
     End,
+    /// What only a newer version can have written, if its checksum is right.
+    Unknown(u32),
 }
 
 /// The header of a file.
@@ -174,7 +176,7 @@ impl FrameHead {
             3 => FrameKind::Compacted,
             4 => FrameKind::Entries,
             5 => FrameKind::End,
-            _ => return Err(Flaw::Kind),
+            other => FrameKind::Unknown(other),
         };
         let length = read_u32(bytes, 8) as usize;
         if PAYLOAD_BYTES_MAX < length {
@@ -251,6 +253,7 @@ fn kind_number(kind: FrameKind) -> u32 {
         FrameKind::Compacted => 3,
         FrameKind::Entries => 4,
         FrameKind::End => 5,
+        FrameKind::Unknown(number) => number,
     }
 }
 

@@ -22,6 +22,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::frame::{FORMAT, read_u32, read_u64};
+use super::segment::read_up_to;
 
 /// Its name under the root.
 pub(super) const LOCK_FILE: &str = "commit.lock";
@@ -87,19 +88,6 @@ pub(super) fn write_mark(file: &File, position: Position) -> io::Result<()> {
     let crc = crc32fast::hash(&bytes[..16]);
     bytes[16..20].copy_from_slice(&crc.to_le_bytes());
     file.write_all_at(&bytes, MARK_OFFSET)
-}
-
-fn read_up_to(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut count = 0;
-    while count < bytes.len() {
-        match file.read_at(&mut bytes[count..], offset + count as u64) {
-            Ok(0) => break,
-            Ok(read) => count += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(count)
 }
 
 #[cfg(test)]

@@ -165,12 +165,11 @@ impl FrameReader {
             let ahead = usize::try_from(end - offset).unwrap_or(usize::MAX).min(READ_BYTES);
             self.buffer.resize(ahead.max(length), 0);
             (self.number, self.at) = (file.number(), offset);
-            if let Err(error) = file.file.read_exact_at(&mut self.buffer, offset) {
-                self.buffer.clear();
-                return Err(match error.kind() {
-                    io::ErrorKind::UnexpectedEof => ReadError::Flaw(Flaw::Shrunk),
-                    _ => ReadError::Io(error),
-                });
+            let read = read_up_to(&file.file, &mut self.buffer, offset);
+            self.buffer.truncate(*read.as_ref().unwrap_or(&0));
+            read.map_err(ReadError::Io)?;
+            if self.buffer.len() < length {
+                return Err(ReadError::Flaw(Flaw::Shrunk));
             }
         }
         // Both fit into memory: the range has just been read.
@@ -221,6 +220,20 @@ pub(super) fn remove_file(log_dir: &Path, found: Found) -> io::Result<()> {
 /// Makes the names in a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
+}
+
+/// Reads until the buffer is full or the file ends.
+pub(super) fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut count = 0;
+    while count < buffer.len() {
+        match file.read_at(&mut buffer[count..], offset + count as u64) {
+            Ok(0) => break,
+            Ok(read) => count += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(count)
 }
 
 fn next_number(log_dir: &Path) -> io::Result<u32> {

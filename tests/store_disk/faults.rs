@@ -1,0 +1,283 @@
+//! Steps on the disk that fail, and roots that cannot be used.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use lockd::store::shared_log::{OpenError, Options, SharedLogStore, Step};
+use lockd::store::{Precondition, RecordKey, Store, StoreError, Written};
+use parking_lot::Mutex;
+
+use super::tools::*;
+
+/// Fails every step that is on the list.
+fn failing(list: &Arc<Mutex<Vec<Step>>>) -> Options {
+    let list = list.clone();
+    Options {
+        step_hook: Some(Arc::new(move |step| {
+            if list.lock().contains(&step) {
+                return Err(io::Error::from_raw_os_error(28));
+            }
+            Ok(())
+        })),
+        ..Options::default()
+    }
+}
+
+#[test]
+fn a_failed_append_or_sync_stops_the_store_until_it_is_reopened_and_leaves_no_trace() {
+    for step in [Step::Append, Step::AppendSync] {
+        let (_dir, root) = new_root();
+        let bad = Arc::new(Mutex::new(vec![]));
+        let store = open_with(&root, failing(&bad));
+        put(&store, "a", b"1");
+        let before = contents(&store);
+        bad.lock().push(step);
+        let write = || store.write(batch_of(vec![write_of("a", Precondition::Any, b"2")]));
+        let answer = write();
+        assert!(
+            matches!(answer, Err(StoreError::NotDone { .. })),
+            "{step:?}: {answer:?}"
+        );
+        bad.lock().clear();
+        assert!(!store.healthy());
+        for answer in [
+            write().err(),
+            store.read(&RecordKey::new("a")).err(),
+            store.list("", None, 1).err(),
+        ] {
+            assert!(
+                matches!(answer, Some(StoreError::Unavailable { .. })),
+                "{step:?}: {answer:?}"
+            );
+        }
+        assert!(matches!(
+            store.body_writer().err(),
+            Some(StoreError::Unavailable { .. })
+        ));
+        // Others are not stopped, and this root opens again.
+        let other = open(&root);
+        assert_eq!(contents(&other), before, "{step:?}");
+        put(&other, "a", b"3");
+    }
+}
+
+#[test]
+fn when_not_even_cutting_back_works_nobody_knows_and_reopening_settles_it() {
+    for (steps, survives) in [
+        (vec![Step::Append, Step::CutBack], false),
+        (vec![Step::AppendSync, Step::CutBack], true),
+        (vec![Step::AppendSync, Step::CutBackSync], false),
+        (vec![Step::Mark], true),
+    ] {
+        let (_dir, root) = new_root();
+        let bad = Arc::new(Mutex::new(vec![]));
+        let store = open_with(&root, failing(&bad));
+        put(&store, "a", b"1");
+        *bad.lock() = steps.clone();
+        let answer = store.write(batch_of(vec![write_of("a", Precondition::Any, b"2")]));
+        assert!(
+            matches!(answer, Err(StoreError::Unknown { .. })),
+            "{steps:?}: {answer:?}"
+        );
+        assert!(!store.healthy());
+        let found = open(&root).read(&RecordKey::new("a")).unwrap().unwrap();
+        assert_eq!(&*found.value == b"2", survives, "{steps:?}");
+    }
+}
+
+#[test]
+fn a_segment_that_cannot_be_made_costs_a_try_and_no_more() {
+    let (_dir, root) = new_root();
+    let bad = Arc::new(Mutex::new(vec![]));
+    let options = Options {
+        segment_bytes_max: 100,
+        ..failing(&bad)
+    };
+    let store = open_with(&root, options);
+    put(&store, "a", b"1");
+    for step in [Step::CreateSegment, Step::CreateSync] {
+        *bad.lock() = vec![step];
+        let answer = store.write(batch_of(vec![write_of("a", Precondition::Any, b"2")]));
+        assert!(matches!(answer, Err(StoreError::NotDone { .. })), "{answer:?}");
+        assert!(store.healthy());
+        bad.lock().clear();
+        put(&store, "a", b"3");
+    }
+    assert_eq!(contents(&open(&root)), contents(&store));
+}
+
+#[test]
+fn a_body_that_cannot_be_synced_is_no_body_and_harms_nothing_else() {
+    let (_dir, root) = new_root();
+    let bad = Arc::new(Mutex::new(vec![Step::BodySync]));
+    let store = open_with(&root, failing(&bad));
+    let writer = store.body_writer().unwrap();
+    assert!(matches!(writer.finish(), Err(StoreError::NotDone { .. })));
+    let batch = lockd::store::Batch {
+        bodies: vec![(lockd::store::BodyId::new("large"), Arc::from(vec![1; 100_000]))],
+        ..Default::default()
+    };
+    assert!(matches!(store.write(batch.clone()), Err(StoreError::NotDone { .. })));
+    assert!(store.healthy());
+    assert_eq!(fs::read_dir(root.join("bodies")).unwrap().count(), 0);
+    bad.lock().clear();
+    assert_eq!(store.write(batch), Ok(Written::Done(vec![])));
+}
+
+#[test]
+fn concurrent_writers_share_their_syncs() {
+    const WRITERS: usize = 32;
+    const WRITES: usize = 20;
+    let (_dir, root) = new_root();
+    // A disk slow enough that writers meet.
+    let options = Options {
+        step_hook: Some(Arc::new(|step| {
+            if step == Step::AppendSync {
+                thread::sleep(Duration::from_millis(2));
+            }
+            Ok(())
+        })),
+        ..Options::default()
+    };
+    let store = open_with(&root, options);
+    let before = store.counters();
+    thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let store = &store;
+            scope.spawn(move || (0..WRITES).for_each(|n| drop(put(store, &format!("{writer}/{n}"), b"value"))));
+        }
+    });
+    let counters = store.counters();
+    let syncs = counters.syncs - before.syncs;
+    eprintln!("{} writes, {syncs} syncs", WRITERS * WRITES);
+    assert!(syncs as usize <= WRITERS * WRITES / 8, "{syncs} syncs");
+    assert_eq!(counters.batches as usize, WRITERS * WRITES);
+    assert_eq!(open(&root).list("", None, usize::MAX).unwrap().len(), WRITERS * WRITES);
+}
+
+/// A leader that is held up must not hold up readers.
+#[test]
+fn reads_do_not_wait_for_a_sync_of_their_own_process_or_another() {
+    let (_dir, root) = new_root();
+    let (reached, release) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let hook = {
+        let (reached, release, calls) = (reached.clone(), release.clone(), AtomicUsize::new(0));
+        move |step| {
+            if step == Step::AppendSync && calls.fetch_add(1, Ordering::SeqCst) == 1 {
+                reached.store(true, Ordering::SeqCst);
+                while !release.load(Ordering::SeqCst) {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+            Ok(())
+        }
+    };
+    let options = Options {
+        step_hook: Some(Arc::new(hook)),
+        ..Options::default()
+    };
+    let store = open_with(&root, options);
+    let other = open(&root);
+    put(&store, "a", b"1");
+    thread::scope(|scope| {
+        scope.spawn(|| put(&store, "a", b"2"));
+        while !reached.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        for store in [&store, &other] {
+            assert_eq!(&*store.read(&RecordKey::new("a")).unwrap().unwrap().value, b"1");
+        }
+        release.store(true, Ordering::SeqCst);
+    });
+    for store in [&store, &other] {
+        assert_eq!(&*store.read(&RecordKey::new("a")).unwrap().unwrap().value, b"2");
+    }
+}
+
+#[test]
+fn the_same_root_opened_twice_is_one_engine() {
+    let (dir, root) = new_root();
+    let one = SharedLogStore::open(&root, Options::default()).unwrap();
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&root, &link).unwrap();
+    let two = SharedLogStore::open(&link, Options::default()).unwrap();
+    put(&one, "a", b"1");
+    assert_eq!(one.counters(), two.counters());
+    assert_eq!(two.counters().commits, 1);
+    drop((one, two));
+    let again = SharedLogStore::open(&root, Options::default()).unwrap();
+    assert_eq!(again.counters().commits, 0);
+    assert_eq!(contents(&again).len(), 1);
+}
+
+#[test]
+fn roots_that_cannot_be_used_say_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let words = |root: &Path| try_open(root).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(matches!(try_open(Path::new("relative")), Err(OpenError::NotAbsolute)));
+    assert!(matches!(
+        try_open(&dir.path().join("no/store")),
+        Err(OpenError::ParentMissing)
+    ));
+
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(matches!(try_open(&file), Err(OpenError::NotADirectory)));
+
+    let foreign = dir.path().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("homework.txt"), "").unwrap();
+    assert_eq!(words(&foreign), "it holds no store, but something else (homework.txt)");
+    assert_eq!(fs::read_dir(&foreign).unwrap().count(), 1, "nothing was added");
+
+    let fresh = dir.path().join("fresh");
+    fs::create_dir_all(fresh.join("lost+found")).unwrap();
+    drop(open(&fresh));
+
+    let newer = dir.path().join("newer");
+    copy_root(&fresh, &newer);
+    let line = fs::read_to_string(newer.join("commit.lock")).is_ok();
+    assert!(line || newer.join("commit.lock").exists());
+    let mut lock_file = fs::read(newer.join("commit.lock")).unwrap();
+    lock_file[25] = b'2';
+    fs::write(newer.join("commit.lock"), &lock_file).unwrap();
+    assert_eq!(
+        words(&newer),
+        "its format is \"lockd shared log, format 2\", this version knows \"lockd shared log, format 1\""
+    );
+
+    let held = SharedLogStore::open_as_another_process(
+        &fresh,
+        Options {
+            lock_wait: Duration::from_millis(50),
+            ..Options::default()
+        },
+    );
+    assert!(held.is_ok());
+    let lock_file = fs::File::open(fresh.join("commit.lock")).unwrap();
+    fs2::FileExt::lock_shared(&lock_file).unwrap();
+    let held = SharedLogStore::open_as_another_process(
+        &fresh,
+        Options {
+            lock_wait: Duration::from_millis(50),
+            ..Options::default()
+        },
+    );
+    assert!(matches!(held.err(), Some(OpenError::Held { .. })));
+
+    // Nobody is too mighty for this one only if this is not root.
+    let locked = dir.path().join("locked");
+    fs::create_dir(&locked).unwrap();
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o500)).unwrap();
+    if fs::write(locked.join("probe"), "").is_err() {
+        assert!(matches!(try_open(&locked), Err(OpenError::NotWritable { .. })));
+    } else {
+        eprintln!("skipped: this user may write everywhere");
+    }
+}
