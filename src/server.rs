@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -33,6 +34,7 @@ use crate::net::sever::ListenerAddr;
 use crate::settings::{Listen, Settings, StoreLocation};
 use crate::state::{StateLimits, States};
 use crate::store::memory::MemoryStore;
+use crate::store::shared_log::{OpenError, Options, SharedLogStore};
 use crate::store::{Store, StoreError};
 use crate::threads;
 
@@ -62,6 +64,13 @@ pub enum ServeError {
     },
     /// The store cannot be used.
     Store(StoreError),
+    /// The directory of the store cannot be used.
+    OpenDisk {
+        /// The directory as configured.
+        root: PathBuf,
+        /// Why not.
+        cause: OpenError,
+    },
     /// The settings contradict each other.
     Settings(String),
     /// A thread or a signal handler could not be set up.
@@ -73,6 +82,7 @@ impl fmt::Display for ServeError {
         match self {
             Self::Listen { address, cause } => write!(f, "cannot listen on {address}: {cause}"),
             Self::Store(cause) => write!(f, "cannot use the store: {cause}"),
+            Self::OpenDisk { root, cause } => write!(f, "cannot use the store in {}: {cause}", root.display()),
             Self::Settings(detail) => f.write_str(detail),
             Self::System(cause) => write!(f, "cannot start: {cause}"),
         }
@@ -84,6 +94,7 @@ impl std::error::Error for ServeError {
         match self {
             Self::Listen { cause, .. } | Self::System(cause) => Some(cause),
             Self::Store(cause) => Some(cause),
+            Self::OpenDisk { cause, .. } => Some(cause),
             Self::Settings(_) => None,
         }
     }
@@ -408,6 +419,13 @@ fn log_panics(logger: &Logger) {
 fn open_store(location: &StoreLocation) -> Result<Arc<dyn Store>, ServeError> {
     match location {
         StoreLocation::Memory => Ok(Arc::new(MemoryStore::new())),
+        StoreLocation::Disk(root) => match SharedLogStore::open(root, Options::default()) {
+            Ok(store) => Ok(Arc::new(store)),
+            Err(cause) => Err(ServeError::OpenDisk {
+                root: root.clone(),
+                cause,
+            }),
+        },
     }
 }
 

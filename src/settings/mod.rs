@@ -7,6 +7,7 @@
 //! An option that this version cannot honour is an error and not a shrug: a daemon that starts without the encryption,
 //! the metrics or the retention that somebody asked for is worse than one that does not start.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lockd_client::wire::{DEFAULT_NAMESPACE, normalize_namespace};
@@ -91,6 +92,8 @@ impl Default for Settings {
 pub enum StoreLocation {
     /// `mem://`: in the memory of the process. Nothing survives a restart.
     Memory,
+    /// `disk:///absolute/path`: in a directory, on a local disk or NFS. Any number of servers may serve it together.
+    Disk(PathBuf),
 }
 
 impl StoreLocation {
@@ -100,10 +103,12 @@ impl StoreLocation {
         match scheme {
             "mem" | "memory" if rest.is_empty() || rest == "/" => Ok(StoreLocation::Memory),
             "mem" | "memory" => Err("mem:// takes no path".to_owned()),
-            "disk" | "s3" | "aws" | "azure" => Err(format!(
-                "{scheme}:// is not supported by this version: it keeps everything in memory (mem://)"
+            "disk" if rest.starts_with('/') => Ok(StoreLocation::Disk(PathBuf::from(rest))),
+            "disk" => Err("disk:// takes an absolute path: disk:///var/lib/lockd".to_owned()),
+            "s3" | "aws" | "azure" => Err(format!(
+                "{scheme}:// is not supported by this version: it has mem:// and disk:///absolute/path"
             )),
-            _ => Err("expected mem://".to_owned()),
+            _ => Err("expected mem:// or disk:///absolute/path".to_owned()),
         }
     }
 }

@@ -178,7 +178,7 @@ pub const SERVER_OPTIONS: &[KnownOption] = &[
     value(
         "store",
         "URL",
-        "Where everything is kept; this version has mem:// alone [default: mem://]",
+        "Where everything is kept: mem:// or disk:///absolute/path [default: mem://]",
     ),
     KnownOption {
         name: "default-namespace",

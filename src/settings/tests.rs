@@ -156,12 +156,7 @@ fn stores_that_do_not_exist_yet_are_refused() {
         settings(&[], &[("LOCKD_STORE", "memory://")]).store,
         StoreLocation::Memory
     );
-    for url in [
-        "disk:///var/lib/lockd",
-        "s3://host/bucket",
-        "aws://bucket",
-        "azure://account/container",
-    ] {
+    for url in ["s3://host/bucket", "aws://bucket", "azure://account/container"] {
         assert!(
             refusal(&[("store", url)], &[]).contains("not supported by this version"),
             "{url}"
@@ -169,6 +164,16 @@ fn stores_that_do_not_exist_yet_are_refused() {
     }
     assert!(refusal(&[("store", "mem://a")], &[]).contains("takes no path"));
     assert!(refusal(&[("store", "ftp://a")], &[]).contains("expected mem://"));
+}
+
+#[test]
+fn a_store_on_a_disk_is_named_by_an_absolute_path() {
+    let store = settings(&[("store", "disk:///var/lib/lockd")], &[]).store;
+    assert_eq!(store, StoreLocation::Disk("/var/lib/lockd".into()));
+    for url in ["disk://", "disk://var/lib", "disk", "disk:./here"] {
+        let words = refusal(&[("store", url)], &[]);
+        assert!(words.contains("absolute path"), "{url}: {words}");
+    }
 }
 
 #[test]
