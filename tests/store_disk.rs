@@ -20,6 +20,10 @@ use tempfile::TempDir;
 mod damage;
 #[path = "store_disk/faults.rs"]
 mod faults;
+#[path = "store_disk/measures.rs"]
+mod measures;
+#[path = "store_disk/power.rs"]
+mod power;
 #[path = "store_disk/processes.rs"]
 mod processes;
 #[path = "suite/store.rs"]

@@ -170,7 +170,7 @@ fn stores_that_do_not_exist_yet_are_refused() {
 fn a_store_on_a_disk_is_named_by_an_absolute_path() {
     let store = settings(&[("store", "disk:///var/lib/lockd")], &[]).store;
     assert_eq!(store, StoreLocation::Disk("/var/lib/lockd".into()));
-    for url in ["disk://", "disk://var/lib", "disk", "disk:./here"] {
+    for url in ["disk://", "disk://var/lib", "disk"] {
         let words = refusal(&[("store", url)], &[]);
         assert!(words.contains("absolute path"), "{url}: {words}");
     }

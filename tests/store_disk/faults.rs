@@ -19,7 +19,7 @@ use super::tools::*;
 fn failing(list: &Arc<Mutex<Vec<Step>>>) -> Options {
     let list = list.clone();
     Options {
-        step_hook: Some(Arc::new(move |step| {
+        step_hook: Some(Arc::new(move |step, _| {
             if list.lock().contains(&step) {
                 return Err(io::Error::from_raw_os_error(28));
             }
@@ -91,6 +91,34 @@ fn when_not_even_cutting_back_works_nobody_knows_and_reopening_settles_it() {
     }
 }
 
+/// What a dead writer left may not have been synced. Whoever shows it must have done that first, and moved the mark.
+#[test]
+fn what_a_dead_writer_left_is_synced_before_anybody_sees_it() {
+    let (_dir, root) = new_root();
+    let bad = Arc::new(Mutex::new(vec![]));
+    let store = open_with(&root, failing(&bad));
+    let steps = Arc::new(Mutex::new(Vec::new()));
+    let options = Options {
+        step_hook: Some(Arc::new({
+            let steps = steps.clone();
+            move |step, _| {
+                steps.lock().push(step);
+                Ok(())
+            }
+        })),
+        ..Options::default()
+    };
+    let other = open_with(&root, options);
+    *bad.lock() = vec![Step::AppendSync, Step::CutBack];
+    let answer = store.write(batch_of(vec![write_of("a", Precondition::Any, b"2")]));
+    assert!(matches!(answer, Err(StoreError::Unknown { .. })), "{answer:?}");
+
+    steps.lock().clear();
+    let absent = batch_of(vec![write_of("a", Precondition::Absent, b"3")]);
+    assert_eq!(other.write(absent), Ok(Written::Refused { index: 0 }));
+    assert_eq!(*steps.lock(), [Step::SettleSync, Step::Mark]);
+}
+
 #[test]
 fn a_segment_that_cannot_be_made_costs_a_try_and_no_more() {
     let (_dir, root) = new_root();
@@ -137,7 +165,7 @@ fn concurrent_writers_share_their_syncs() {
     let (_dir, root) = new_root();
     // A disk slow enough that writers meet.
     let options = Options {
-        step_hook: Some(Arc::new(|step| {
+        step_hook: Some(Arc::new(|step, _| {
             if step == Step::AppendSync {
                 thread::sleep(Duration::from_millis(2));
             }
@@ -168,7 +196,7 @@ fn reads_do_not_wait_for_a_sync_of_their_own_process_or_another() {
     let (reached, release) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let hook = {
         let (reached, release, calls) = (reached.clone(), release.clone(), AtomicUsize::new(0));
-        move |step| {
+        move |step, _: Option<&fs::File>| {
             if step == Step::AppendSync && calls.fetch_add(1, Ordering::SeqCst) == 1 {
                 reached.store(true, Ordering::SeqCst);
                 while !release.load(Ordering::SeqCst) {

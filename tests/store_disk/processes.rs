@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::fs;
 use std::io::{BufRead, Write, stdin, stdout};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use lockd::store::shared_log::{Options, SharedLogStore, Step};
 use lockd::store::{BodyId, Precondition, RecordKey, Store, StoreError, Written};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 
+use super::measures::resident_kib;
 use super::tools::*;
 
 const WRITERS: usize = 4;
@@ -36,6 +36,12 @@ fn helper() {
         }
         "write" => write_for_ever(&root, argument.parse().unwrap()),
         "hold" => hold(&root),
+        "grow" => {
+            let before_kib = resident_kib();
+            let store = open(&root);
+            assert!(store.healthy());
+            say(&format!("grown {}", resident_kib() - before_kib));
+        }
         "die" => die_at(&root, &argument),
         other => panic!("{other}"),
     }
@@ -195,7 +201,7 @@ fn take_ack(line: &str, acks: &mut BTreeMap<usize, u64>) {
 /// Stands still in the middle of a commit until a line comes.
 fn hold(root: &Path) {
     let options = Options {
-        step_hook: Some(Arc::new(|step| {
+        step_hook: Some(Arc::new(|step, _| {
             if step == Step::AppendSync {
                 say("holding");
                 stdin().lock().read_line(&mut String::new())?;
@@ -254,7 +260,7 @@ fn die_at(root: &Path, argument: &str) {
     let (step_name, times): (String, usize) = (step_name.to_owned(), times.parse().unwrap());
     let seen = AtomicUsize::new(0);
     let options = Options {
-        step_hook: Some(Arc::new(move |step| {
+        step_hook: Some(Arc::new(move |step, _| {
             if format!("{step:?}") == step_name && seen.fetch_add(1, Ordering::SeqCst) + 1 == times {
                 kill_process(getpid(), Signal::KILL)?;
             }
@@ -347,16 +353,9 @@ fn compaction_goes_on_among_writers_of_several_processes_and_old_files_go() {
         1_000
     );
     store.compact().unwrap();
-    let clock = SystemClock::new();
-    let start = clock.now();
-    while 1 < log_files(&root, "snapshot").len() || 1 < log_files(&root, "segment").len() {
-        assert!(
-            clock.now().since(start) < Duration::from_secs(30),
-            "{:?}",
-            fs::read_dir(root.join("log"))
-        );
-        thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("old files are gone", || {
+        log_files(&root, "snapshot").len() == 1 && log_files(&root, "segment").len() == 1
+    });
     assert_eq!(counter(&open(&root)), won);
     assert_eq!(counter(&store), won);
 }
@@ -375,16 +374,10 @@ fn a_process_that_sleeps_through_compactions_wakes_up_to_the_newest_state() {
         busy.compact().unwrap();
     }
     put(&busy, "a", b"2");
-    let clock = SystemClock::new();
-    let start = clock.now();
-    while log_files(&root, "segment")
-        .iter()
-        .any(|path| path.ends_with("0000000001.segment"))
-        || 2 < log_files(&root, "segment").len()
-    {
-        assert!(clock.now().since(start) < Duration::from_secs(30));
-        thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("old files are gone", || {
+        let segments = log_files(&root, "segment");
+        segments.len() <= 2 && !segments.iter().any(|path| path.ends_with("0000000001.segment"))
+    });
     assert_eq!(contents(&asleep), contents(&busy));
     put(&asleep, "a", b"3");
     assert_eq!(&*busy.read(&RecordKey::new("a")).unwrap().unwrap().value, b"3");

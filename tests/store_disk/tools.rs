@@ -6,7 +6,10 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
+use lockd::clock::{Clock, SystemClock};
 use lockd::store::shared_log::{OpenError, Options, SharedLogStore};
 use lockd::store::{Batch, BodyId, Change, Etag, Precondition, RecordKey, RecordWrite, Store, Written};
 use tempfile::TempDir;
@@ -73,6 +76,18 @@ pub(crate) fn contents(store: &dyn Store) -> BTreeMap<String, (Vec<u8>, Etag)> {
             (row.key.as_str().to_owned(), (stored.value.to_vec(), stored.etag))
         })
         .collect()
+}
+
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let clock = SystemClock::new();
+    let start = clock.now();
+    while !is_so() {
+        assert!(
+            clock.now().since(start) < Duration::from_secs(30),
+            "waited in vain until {what}"
+        );
+        thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Copies a root that nobody has open.

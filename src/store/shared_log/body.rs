@@ -22,7 +22,6 @@ use std::sync::Arc;
 use super::Step;
 use super::engine::Core;
 use super::frame::{read_u32, read_u64};
-use super::segment::sync_dir;
 use crate::store::{BodyId, BodyWriter, StoreError};
 
 const END_BYTES: usize = 24;
@@ -48,7 +47,7 @@ impl Core {
             .and_then(|()| file.write_all_at(&end, bytes.len() as u64))
             .and_then(|()| file.set_len((bytes.len() + END_BYTES) as u64))
             .and_then(|()| self.counting.sync(&file, Step::BodySync))
-            .and_then(|()| sync_dir(&self.bodies_dir));
+            .and_then(|()| self.counting.sync_dir(&self.bodies_dir));
         written.map(|()| is_new).map_err(|cause| {
             if is_new {
                 let _ = fs::remove_file(&path);
@@ -164,7 +163,7 @@ impl BodyWriter for FileBodyWriter {
         let finished = (self.file.write_all(&end))
             .and_then(|()| self.file.flush())
             .and_then(|()| self.core.counting.sync(self.file.get_ref(), Step::BodySync))
-            .and_then(|()| sync_dir(&self.core.bodies_dir));
+            .and_then(|()| self.core.counting.sync_dir(&self.core.bodies_dir));
         finished.map_err(|cause| failed("writing", &self.id, &cause))?;
         self.path = None;
         Ok(self.id.clone())

@@ -31,7 +31,7 @@ use super::lock::{Mode, try_lock};
 use super::mark::Position;
 use super::operation::{Operation, Operations, push_body, push_put};
 use super::recover::read_snapshot;
-use super::segment::{LogFile, list_files, remove_file, sync_dir};
+use super::segment::{LogFile, list_files, remove_file};
 use crate::store::{BodyId, RecordKey, StoreError};
 
 /// A frame of a snapshot is closed when it has this size.
@@ -241,7 +241,7 @@ impl SnapshotWriter<'_> {
         let end = encode_frame(FrameKind::End, self.frames + 1, self.file.header.salt, &operations);
         self.append(&end)?;
         (self.core.counting.sync(&self.file.file, Step::SnapshotSync))
-            .and_then(|()| sync_dir(&self.core.log_dir))
+            .and_then(|()| self.core.counting.sync_dir(&self.core.log_dir))
             .map_err(|cause| self.file.failed("syncing", &cause))?;
         self.step(Step::Announce)
     }

@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -248,14 +248,25 @@ impl Counting {
 
     /// A step is about to be taken.
     pub(super) fn step(&self, step: Step) -> io::Result<()> {
-        self.hook.as_ref().map_or(Ok(()), |hook| hook(step))
+        self.hook.as_ref().map_or(Ok(()), |hook| hook(step, None))
     }
 
     /// Syncs a file's bytes and its length.
     pub(super) fn sync(&self, file: &File, step: Step) -> io::Result<()> {
-        self.step(step)?;
+        if let Some(hook) = &self.hook {
+            hook(step, Some(file))?;
+        }
         self.syncs.fetch_add(1, Ordering::Relaxed);
         file.sync_data()
+    }
+
+    /// Makes the names in a directory durable.
+    pub(super) fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let dir = File::open(dir)?;
+        if let Some(hook) = &self.hook {
+            hook(Step::DirSync, Some(&dir))?;
+        }
+        dir.sync_all()
     }
 
     pub(super) fn committed(&self, batches: usize) {

@@ -21,6 +21,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::Step;
+use super::engine::Counting;
 use super::frame::{FORMAT, read_u32, read_u64};
 use super::segment::read_up_to;
 
@@ -56,12 +58,12 @@ pub(super) fn read_format(file: &File) -> io::Result<Option<String>> {
 }
 
 /// Writes the first line and makes it durable.
-pub(super) fn write_format(file: &File) -> io::Result<()> {
+pub(super) fn write_format(file: &File, counting: &Counting) -> io::Result<()> {
     let mut bytes = [0; MARK_OFFSET as usize];
     let line = format_line();
     bytes[..line.len()].copy_from_slice(line.as_bytes());
     file.write_all_at(&bytes, 0)?;
-    file.sync_all()
+    counting.sync(file, Step::FormatSync)
 }
 
 /// Reads the mark; `None` if there is none that can be read.
@@ -99,7 +101,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         assert_eq!(read_format(&file).unwrap(), None);
         assert_eq!(read_mark(&file).unwrap(), None);
-        write_format(&file).unwrap();
+        write_format(&file, &Counting::default()).unwrap();
         assert_eq!(read_format(&file).unwrap(), Some(format_line()));
         assert_eq!(read_mark(&file).unwrap(), None);
         let position = Position {

@@ -121,9 +121,10 @@ impl Default for Options {
     }
 }
 
-/// Called before a step on the disk. An error fails the step without its being tried.
+/// Called before a step on the disk, with the file or directory if it is about to be synced. An error fails the step
+/// without its being tried.
 #[doc(hidden)]
-pub type StepHook = Arc<dyn Fn(Step) -> io::Result<()> + Send + Sync>;
+pub type StepHook = Arc<dyn Fn(Step, Option<&File>) -> io::Result<()> + Send + Sync>;
 
 /// The steps on the disk, for tests that fail them or die in them.
 #[doc(hidden)]
@@ -140,6 +141,8 @@ pub enum Step {
     CreateSegment,
     CreateSync,
     BodySync,
+    DirSync,
+    FormatSync,
     CreateSnapshot,
     SnapshotEntries,
     SnapshotEnd,

@@ -27,7 +27,7 @@ use super::index::{Changes, Index};
 use super::lock::TURN_FILE;
 use super::mark::{LOCK_FILE, Position, format_line, read_format, write_format};
 use super::operation::Operations;
-use super::segment::{FrameReader, LogFile, ReadError, list_files, sync_dir};
+use super::segment::{FrameReader, LogFile, ReadError, list_files};
 use crate::store::StoreError;
 
 pub(super) const COMPACT_FILE: &str = "compact.lock";
@@ -94,9 +94,11 @@ pub(super) fn make_store(root: &Path, commit: &File, counting: &Counting) -> Res
             _ => {}
         }
     }
-    sync_dir(root).map_err(io("syncing"))?;
+    counting.sync_dir(root).map_err(io("syncing"))?;
     if let Some(parent) = root.parent() {
-        sync_dir(parent).map_err(|cause| OpenError::io("syncing", parent, cause))?;
+        counting
+            .sync_dir(parent)
+            .map_err(|cause| OpenError::io("syncing", parent, cause))?;
     }
     let log_dir = root.join(LOG_DIR);
     if list_files(&log_dir).map_err(io("listing the log of"))?.is_empty() {
@@ -110,7 +112,7 @@ pub(super) fn make_store(root: &Path, commit: &File, counting: &Counting) -> Res
         };
         LogFile::create(&log_dir, header, counting).map_err(io("making the first segment of"))?;
     }
-    write_format(commit).map_err(io("writing the format of"))
+    write_format(commit, counting).map_err(io("writing the format of"))
 }
 
 /// The newest state that can be loaded without looking at the log behind it.

@@ -8,8 +8,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::Step;
+use super::engine::Counting;
 use super::frame::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, Flaw, FrameHead};
-use super::{Counting, Step};
 use crate::store::StoreError;
 
 /// What is read from the disk at once, unless a frame is longer.
@@ -43,7 +44,7 @@ impl LogFile {
                     let made = Self { header, file, path };
                     let durable = (made.file.write_all_at(&header.encode(), 0))
                         .and_then(|()| counting.sync(&made.file, Step::CreateSync))
-                        .and_then(|()| sync_dir(log_dir));
+                        .and_then(|()| counting.sync_dir(log_dir));
                     if let Err(error) = durable {
                         // Nothing names it yet; if this fails too, it stays as a file that nothing will ever name.
                         let _ = fs::remove_file(&made.path);
@@ -215,11 +216,6 @@ pub(super) fn remove_file(log_dir: &Path, found: Found) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-/// Makes the names in a directory durable.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 /// Reads until the buffer is full or the file ends.
