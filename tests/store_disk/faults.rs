@@ -214,6 +214,8 @@ fn reads_do_not_wait_for_a_sync_of_their_own_process_or_another() {
     let other = open(&root);
     put(&store, "a", b"1");
     thread::scope(|scope| {
+        // Also when this fails: the writer would wait for ever.
+        let _release = SetAtEnd(&release);
         scope.spawn(|| put(&store, "a", b"2"));
         while !reached.load(Ordering::SeqCst) {
             thread::sleep(Duration::from_millis(1));
@@ -221,11 +223,52 @@ fn reads_do_not_wait_for_a_sync_of_their_own_process_or_another() {
         for store in [&store, &other] {
             assert_eq!(&*store.read(&RecordKey::new("a")).unwrap().unwrap().value, b"1");
         }
-        release.store(true, Ordering::SeqCst);
     });
     for store in [&store, &other] {
         assert_eq!(&*store.read(&RecordKey::new("a")).unwrap().unwrap().value, b"2");
     }
+}
+
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// The latched engine was handed out again as long as anybody held a handle on it.
+#[test]
+fn a_root_that_is_reopened_after_a_failure_serves_though_old_handles_remain() {
+    let (_dir, root) = new_root();
+    let bad = Arc::new(Mutex::new(vec![]));
+    let old = SharedLogStore::open(&root, failing(&bad)).unwrap();
+    put(&old, "a", b"1");
+    bad.lock().push(Step::AppendSync);
+    assert!(
+        old.write(batch_of(vec![write_of("a", Precondition::Any, b"2")]))
+            .is_err()
+    );
+    let new = SharedLogStore::open(&root, Options::default()).unwrap();
+    put(&new, "a", b"3");
+    assert!(new.healthy() && !old.healthy());
+}
+
+/// Nobody knew what had become of the dead writer's batch, and the live one was told the same of its own.
+#[test]
+fn a_mark_that_cannot_be_moved_before_the_write_leaves_no_doubt_about_the_write() {
+    let (_dir, root) = new_root();
+    let dead = Arc::new(Mutex::new(vec![]));
+    let store = open_with(&root, failing(&dead));
+    let bad = Arc::new(Mutex::new(vec![]));
+    let other = open_with(&root, failing(&bad));
+    *dead.lock() = vec![Step::Mark];
+    let write = |store: &SharedLogStore| store.write(batch_of(vec![write_of("a", Precondition::Any, b"2")]));
+    assert!(matches!(write(&store), Err(StoreError::Unknown { .. })));
+    *bad.lock() = vec![Step::Mark];
+    let answer = write(&other);
+    assert!(matches!(answer, Err(StoreError::NotDone { .. })), "{answer:?}");
+    assert!(matches!(write(&other), Err(StoreError::Unavailable { .. })));
 }
 
 #[test]

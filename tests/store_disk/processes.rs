@@ -360,6 +360,32 @@ fn compaction_goes_on_among_writers_of_several_processes_and_old_files_go() {
     assert_eq!(counter(&store), won);
 }
 
+/// A snapshot made in the same segment as the one before it has the greater number, and was taken for something newer: the
+/// index kept pointing into a file that had been removed.
+#[test]
+fn files_that_compaction_has_removed_are_not_kept_open() {
+    let (_dir, root) = new_root();
+    let store = open_with(&root, tiny());
+    put(&store, "large", &[1; 1_000]);
+    let removed_and_open = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap();
+        links
+            .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+            .map(|target| target.to_string_lossy().into_owned())
+            .filter(|target| target.contains(root.to_str().unwrap()) && target.ends_with("(deleted)"))
+            .collect::<Vec<_>>()
+    };
+    for _ in 0..3 {
+        store.compact().unwrap();
+        wait_until("the older snapshot is gone", || log_files(&root, "snapshot").len() == 1);
+        assert_eq!(removed_and_open(), [""; 0]);
+        assert_eq!(
+            store.read(&RecordKey::new("large")).unwrap().unwrap().value.len(),
+            1_000
+        );
+    }
+}
+
 /// It met segments that were gone and called that damage.
 #[test]
 fn a_process_that_sleeps_through_compactions_wakes_up_to_the_newest_state() {

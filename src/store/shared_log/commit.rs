@@ -142,7 +142,7 @@ impl Core {
             let mut tail = self.tail.lock();
             self.settle(&mut tail, heard)?;
             if self.options.segment_bytes_max <= tail.offset {
-                self.roll(&mut tail)?;
+                self.roll(&mut tail).map_err(StoreError::before_the_write)?;
             }
             (tail.file.clone(), tail.offset, tail.sequence)
             // Let go: nobody moves the tail while this process holds the lock of the store, and readers that come now

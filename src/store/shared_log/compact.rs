@@ -131,9 +131,13 @@ impl Core {
         let needed = self.numbers_in_use();
         let mut index = self.index.write();
         index.snapshot = Some((number, start));
-        index
-            .files
-            .retain(|other, file| start.segment <= *other || file.number() == number || needed.contains(other));
+        index.files.retain(|other, file| {
+            let replaced = match file.header.kind {
+                FileKind::Segment => *other < start.segment,
+                FileKind::Snapshot => *other != number,
+            };
+            !replaced || needed.contains(other)
+        });
         Ok(())
     }
 
@@ -196,7 +200,19 @@ impl Core {
 impl Index {
     /// Moves places out of files that a snapshot replaces, where the snapshot holds the same state.
     fn point_into(&mut self, payload: &[u8], number: u32, payload_offset: u64, start_segment: u32) -> Result<(), Flaw> {
-        let replaced = |place: &Place| place.number().is_some_and(|other| other < start_segment);
+        // Older segments, and every other snapshot: one that was made in the same segment has a greater number than it.
+        let others = self
+            .files
+            .values()
+            .filter(|file| file.header.kind == FileKind::Snapshot);
+        let others: Vec<u32> = others
+            .map(|file| file.number())
+            .filter(|other| *other != number)
+            .collect();
+        let replaced = |place: &Place| {
+            let other = place.number();
+            other.is_some_and(|other| other < start_segment || others.contains(&other))
+        };
         for operation in Operations::new(payload) {
             match operation.map_err(|_| Flaw::Payload)? {
                 Operation::Put { etag, key, value } => {

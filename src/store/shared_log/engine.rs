@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam_channel::Sender;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::commit::Queue;
 use super::follow::{Heard, Tail};
@@ -47,6 +47,9 @@ pub(super) struct Core {
     pub(super) handles: AtomicU64,
     pub(super) counting: Counting,
     pub(super) tasks: Sender<Task>,
+    /// Visits for freshness on NFS: how many have begun, and the number of the last one that succeeded.
+    visits_begun: AtomicU64,
+    last_visit: AtomicU64,
     /// Set once: why nothing is answered any more.
     latch: OnceLock<StoreError>,
 }
@@ -88,6 +91,8 @@ impl Core {
             handles: AtomicU64::new(0),
             counting: parts.counting,
             tasks: parts.tasks,
+            visits_begun: AtomicU64::new(0),
+            last_visit: AtomicU64::new(0),
             latch: OnceLock::new(),
         }
     }
@@ -146,12 +151,19 @@ impl Core {
     /// The way of NFS: the shared lock makes the mark fresh, the mark says whether anything is new.
     fn visit_shared(&self) -> Result<(), StoreError> {
         let mut heard = self.new_heard();
-        let result = self.with_lock(Mode::Shared, || match self.mark()? {
-            Some(mark) => {
-                let mut tail = self.tail.lock();
-                self.follow_to(&mut tail, mark, &mut heard).map(|()| true)
+        // Whoever waits for the lock while another visit begins and ends needs none of its own.
+        let begun_before = self.visits_begun.load(Ordering::SeqCst);
+        let result = self.wait_for_own_threads().and_then(|lock| {
+            if begun_before < self.last_visit.load(Ordering::SeqCst) {
+                return Ok(true);
             }
-            None => Ok(false),
+            let visit = self.visits_begun.fetch_add(1, Ordering::SeqCst) + 1;
+            let _held = lock.acquire(Mode::Shared)?;
+            self.check_latch()?;
+            let Some(mark) = self.mark()? else { return Ok(false) };
+            self.follow_to(&mut self.tail.lock(), mark, &mut heard)?;
+            self.last_visit.store(visit, Ordering::SeqCst);
+            Ok(true)
         });
         self.tell_heard(heard);
         match result.map_err(|error| self.latch_if_corrupt(error))? {
@@ -166,14 +178,17 @@ impl Core {
         mode: Mode,
         body: impl FnOnce() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let Some(lock) = self.lock.try_lock_for(self.options.lock_wait) else {
-            return Err(StoreError::Unavailable {
-                detail: "other threads of this process are waiting for the lock of the store".to_owned(),
-            });
-        };
+        let lock = self.wait_for_own_threads()?;
         let _held = lock.acquire(mode)?;
         self.check_latch()?;
         body()
+    }
+
+    fn wait_for_own_threads(&self) -> Result<MutexGuard<'_, CommitLock>, StoreError> {
+        let lock = self.lock.try_lock_for(self.options.lock_wait);
+        lock.ok_or_else(|| StoreError::Unavailable {
+            detail: "other threads of this process are waiting for the lock of the store".to_owned(),
+        })
     }
 
     /// What has stopped this engine, if anything.

@@ -78,7 +78,7 @@ impl Core {
         let end = self.find_end(tail)?;
         if mark != Some(end) {
             // First the mark, then the index: otherwise this process could show what others do not find yet.
-            self.move_mark(end)?;
+            self.move_mark(end).map_err(StoreError::before_the_write)?;
             self.follow_to(tail, end, heard)?;
         }
         Ok(())
@@ -281,6 +281,16 @@ impl Core {
                 }
                 Err(cause) => return Err(file.failed("locking", &cause)),
             }
+        }
+    }
+}
+
+impl StoreError {
+    /// What leaves a doubt about what others had written leaves none about a write that has not begun.
+    pub(super) fn before_the_write(self) -> Self {
+        match self {
+            StoreError::Unknown { detail } => StoreError::NotDone { detail },
+            other => other,
         }
     }
 }

@@ -269,7 +269,8 @@ impl SharedLogStore {
         let metadata = metadata.map_err(|cause| OpenError::io("measuring the lock file of", root, cause))?;
         let slot = slot_of((metadata.dev(), metadata.ino()));
         let mut slot = slot.lock();
-        let engine = match slot.upgrade() {
+        // One that has latched is not opened again; this is how its root gets a new one.
+        let engine = match slot.upgrade().filter(|engine| engine.core.check_latch().is_ok()) {
             Some(engine) => engine,
             None => {
                 let engine = Arc::new(Engine::open(root, files, options)?);

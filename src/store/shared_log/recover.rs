@@ -33,8 +33,8 @@ use crate::store::StoreError;
 pub(super) const COMPACT_FILE: &str = "compact.lock";
 pub(super) const LOG_DIR: &str = "log";
 pub(super) const BODIES_DIR: &str = "bodies";
-/// What a fresh file system brings along.
-const HARMLESS: [&str; 1] = ["lost+found"];
+/// What a fresh file system brings along, and what another process that opens this root now makes right after the first.
+const HARMLESS: [&str; 3] = ["lost+found", TURN_FILE, COMPACT_FILE];
 
 /// The lock files of a root, open.
 pub(super) struct LockFiles {
