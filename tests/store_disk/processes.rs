@@ -34,6 +34,16 @@ fn helper() {
             let won = (0..argument.parse().unwrap()).filter(|_| increment(&store)).count();
             say(&format!("won {won}"));
         }
+        "count up" => {
+            // The whole history stays in one segment.
+            let store = open(&root);
+            let won = (0..argument.parse().unwrap()).filter(|_| increment(&store)).count();
+            say(&format!("won {won}"));
+        }
+        "counter" => {
+            let stored = open(&root).read(&RecordKey::new("counter")).unwrap().unwrap();
+            say(&format!("counter {} {}", number(&stored.value), stored.etag.as_str()));
+        }
         "write" => write_for_ever(&root, argument.parse().unwrap()),
         "hold" => hold(&root),
         "grow" => {

@@ -169,7 +169,7 @@ impl Core {
             let payload = &frame[FRAME_HEADER_BYTES..];
             let applied = index.apply(
                 payload,
-                file.number(),
+                file.id(),
                 offset + FRAME_HEADER_BYTES as u64,
                 &mut Changes::default(),
             );

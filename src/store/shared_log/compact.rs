@@ -31,7 +31,7 @@ use super::lock::{Mode, try_lock};
 use super::mark::Position;
 use super::operation::{Operation, Operations, push_body, push_put};
 use super::recover::read_snapshot;
-use super::segment::{LogFile, list_files, remove_file};
+use super::segment::{FileId, LogFile, list_files, remove_file};
 use crate::store::{BodyId, RecordKey, StoreError};
 
 /// A frame of a snapshot is closed when it has this size.
@@ -101,11 +101,7 @@ impl Core {
         };
         let written = writer.write_all();
         if written.is_err() {
-            let found = super::segment::Found {
-                number: writer.file.number(),
-                is_snapshot: true,
-            };
-            let _ = remove_file(&self.log_dir, found);
+            let _ = remove_file(&self.log_dir, writer.file.id());
         }
         written.map(|()| writer.file.number())
     }
@@ -120,24 +116,18 @@ impl Core {
             segment: snapshot.header.start_segment,
             offset: snapshot.header.start_offset,
         };
-        self.index.write().files.insert(number, snapshot.clone());
+        self.index.write().files.insert(snapshot.id(), snapshot.clone());
         read_snapshot(&snapshot, |payload, payload_offset| {
             self.index
                 .write()
-                .point_into(payload, number, payload_offset, start.segment)
+                .point_into(payload, snapshot.id(), payload_offset, start.segment)
         })?;
         // Everything that was in the old files is in the snapshot, so this finds none of them; but a file that is let go too
         // early would cost somebody a read, and looking costs little.
-        let needed = self.numbers_in_use();
+        let needed = self.files_in_use();
         let mut index = self.index.write();
         index.snapshot = Some((number, start));
-        index.files.retain(|other, file| {
-            let replaced = match file.header.kind {
-                FileKind::Segment => *other < start.segment,
-                FileKind::Snapshot => *other != number,
-            };
-            !replaced || needed.contains(other)
-        });
+        (index.files).retain(|other, _| !replaced_by(snapshot.id(), start.segment, *other) || needed.contains(other));
         Ok(())
     }
 
@@ -172,8 +162,8 @@ impl Core {
 
 impl Core {
     /// The files that the index points into.
-    fn numbers_in_use(&self) -> HashSet<u32> {
-        let mut numbers = HashSet::new();
+    fn files_in_use(&self) -> HashSet<FileId> {
+        let mut files = HashSet::new();
         let mut after: Option<RecordKey> = None;
         loop {
             let index = self.index.read();
@@ -183,14 +173,14 @@ impl Core {
                 .take(PAGE_ROWS);
             let mut last = None;
             for (key, record) in page {
-                numbers.extend(record.place.number());
+                files.extend(record.place.file());
                 last = Some(key.clone());
             }
             match last {
                 Some(key) => after = Some(key),
                 None => {
-                    numbers.extend(index.bodies.values().filter_map(Place::number));
-                    return numbers;
+                    files.extend(index.bodies.values().filter_map(Place::file));
+                    return files;
                 }
             }
         }
@@ -199,19 +189,16 @@ impl Core {
 
 impl Index {
     /// Moves places out of files that a snapshot replaces, where the snapshot holds the same state.
-    fn point_into(&mut self, payload: &[u8], number: u32, payload_offset: u64, start_segment: u32) -> Result<(), Flaw> {
-        // Older segments, and every other snapshot: one that was made in the same segment has a greater number than it.
-        let others = self
-            .files
-            .values()
-            .filter(|file| file.header.kind == FileKind::Snapshot);
-        let others: Vec<u32> = others
-            .map(|file| file.number())
-            .filter(|other| *other != number)
-            .collect();
+    fn point_into(
+        &mut self,
+        payload: &[u8],
+        snapshot: FileId,
+        payload_offset: u64,
+        start_segment: u32,
+    ) -> Result<(), Flaw> {
         let replaced = |place: &Place| {
-            let other = place.number();
-            other.is_some_and(|other| other < start_segment || others.contains(&other))
+            let other = place.file();
+            other.is_some_and(|other| replaced_by(snapshot, start_segment, other))
         };
         for operation in Operations::new(payload) {
             match operation.map_err(|_| Flaw::Payload)? {
@@ -220,20 +207,29 @@ impl Index {
                         && record.etag == etag
                         && replaced(&record.place)
                     {
-                        record.place.move_to(value, number, payload_offset);
+                        record.place.move_to(value, snapshot, payload_offset);
                     }
                 }
                 Operation::Body { id, value } => {
                     if let Some(place) = self.bodies.get_mut(&BodyId::new(id))
                         && replaced(place)
                     {
-                        place.move_to(value, number, payload_offset);
+                        place.move_to(value, snapshot, payload_offset);
                     }
                 }
                 _ => return Err(Flaw::Payload),
             }
         }
         Ok(())
+    }
+}
+
+/// True for what a snapshot takes the place of: the segments before the one where it goes on, and all other snapshots.
+fn replaced_by(snapshot: FileId, start_segment: u32, other: FileId) -> bool {
+    if other.is_snapshot {
+        other != snapshot
+    } else {
+        other.number < start_segment
     }
 }
 

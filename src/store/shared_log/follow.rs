@@ -185,7 +185,7 @@ impl Core {
                 let numbers = Operations::new(payload).count() as u64;
                 let mut index = self.index.write();
                 if index
-                    .apply(payload, file.number(), payload_offset, &mut heard.changes)
+                    .apply(payload, file.id(), payload_offset, &mut heard.changes)
                     .is_err()
                 {
                     return Err(file.corrupt(*offset, Flaw::Payload));
@@ -224,7 +224,7 @@ impl Core {
         tail.file = file.clone();
         let mut index: parking_lot::RwLockWriteGuard<'_, Index> = self.index.write();
         index.applied = tail.position();
-        index.files.insert(file.number(), file);
+        index.files.insert(file.id(), file);
         Ok(())
     }
 

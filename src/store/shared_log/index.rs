@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::mark::Position;
 use super::operation::{Operation, Operations, Unreadable, Value};
-use super::segment::LogFile;
+use super::segment::{FileId, LogFile};
 use crate::store::{BodyId, Etag, Precondition, RecordKey, StoreError};
 
 /// Longest value that is kept in memory.
@@ -24,7 +24,7 @@ pub(super) struct Index {
     /// Everything before this position has been applied.
     pub(super) applied: Position,
     /// Open files that places point into, the current segment among them.
-    pub(super) files: HashMap<u32, Arc<LogFile>>,
+    pub(super) files: HashMap<FileId, Arc<LogFile>>,
     /// The newest snapshot that places may point into, and where the log goes on behind it.
     pub(super) snapshot: Option<(u32, Position)>,
     /// Bytes of all live operations, about: what a snapshot would take.
@@ -49,7 +49,7 @@ pub(super) enum Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Spot {
     pub(super) offset: u64,
-    pub(super) number: u32,
+    pub(super) file: FileId,
     length: u32,
     crc: u32,
 }
@@ -76,14 +76,14 @@ impl Index {
     pub(super) fn apply(
         &mut self,
         payload: &[u8],
-        number: u32,
+        file: FileId,
         payload_offset: u64,
         changes: &mut Changes,
     ) -> Result<(), Unreadable> {
         for operation in Operations::new(payload) {
             match operation? {
                 Operation::Put { etag, key, value } => {
-                    let place = Place::of(value, number, payload_offset);
+                    let place = Place::of(value, file, payload_offset);
                     let size = cost(key, value.bytes.len());
                     let record = Record { etag, place };
                     if let Some(known) = self.records.get_mut(key) {
@@ -103,7 +103,7 @@ impl Index {
                 }
                 Operation::Body { id, value } => {
                     self.live_bytes += cost(id, value.bytes.len());
-                    let place = Place::in_file(value, number, payload_offset);
+                    let place = Place::in_file(value, file, payload_offset);
                     if let Some(old) = self.bodies.insert(BodyId::new(id), place) {
                         self.live_bytes -= cost(id, old.length());
                     }
@@ -134,7 +134,7 @@ impl Index {
     pub(super) fn fetch(&self, place: &Place) -> Fetch {
         match place {
             Place::Memory(bytes) => Fetch::Ready(bytes.clone()),
-            Place::File(spot) => match self.files.get(&spot.number) {
+            Place::File(spot) => match self.files.get(&spot.file) {
                 Some(file) => Fetch::Read(file.clone(), *spot),
                 None => Fetch::Lost,
             },
@@ -165,18 +165,18 @@ impl Index {
 }
 
 impl Place {
-    fn of(value: Value<'_>, number: u32, payload_offset: u64) -> Self {
+    fn of(value: Value<'_>, file: FileId, payload_offset: u64) -> Self {
         if value.bytes.len() <= INLINE_BYTES_MAX {
             Place::Memory(value.bytes.into())
         } else {
-            Self::in_file(value, number, payload_offset)
+            Self::in_file(value, file, payload_offset)
         }
     }
 
-    fn in_file(value: Value<'_>, number: u32, payload_offset: u64) -> Self {
+    fn in_file(value: Value<'_>, file: FileId, payload_offset: u64) -> Self {
         Place::File(Spot {
             offset: payload_offset + value.at as u64,
-            number,
+            file,
             // Bounded by the payload.
             length: value.bytes.len() as u32,
             crc: crc32fast::hash(value.bytes),
@@ -191,17 +191,17 @@ impl Place {
     }
 
     /// The file it points into, if any.
-    pub(super) fn number(&self) -> Option<u32> {
+    pub(super) fn file(&self) -> Option<FileId> {
         match self {
             Place::Memory(_) => None,
-            Place::File(spot) => Some(spot.number),
+            Place::File(spot) => Some(spot.file),
         }
     }
 
     /// Points to where a snapshot has the same bytes.
-    pub(super) fn move_to(&mut self, value: Value<'_>, number: u32, payload_offset: u64) {
+    pub(super) fn move_to(&mut self, value: Value<'_>, file: FileId, payload_offset: u64) {
         if matches!(self, Place::File(_)) {
-            *self = Self::in_file(value, number, payload_offset);
+            *self = Self::in_file(value, file, payload_offset);
         }
     }
 }

@@ -154,21 +154,21 @@ fn load_snapshot(log_dir: &Path, number: u32) -> Result<(Index, Tail), StoreErro
     let header = snapshot.header;
     let mut index = Index::default();
     read_snapshot(&snapshot, |payload, payload_offset| {
-        (index.apply(payload, number, payload_offset, &mut Changes::default())).map_err(|_| Flaw::Payload)
+        (index.apply(payload, snapshot.id(), payload_offset, &mut Changes::default())).map_err(|_| Flaw::Payload)
     })?;
     let start = Position {
         segment: header.start_segment,
         offset: header.start_offset,
     };
     let file = LogFile::open(log_dir, FileKind::Segment, header.start_segment)?;
-    index.files.insert(number, snapshot);
+    index.files.insert(snapshot.id(), snapshot);
     index.snapshot = Some((number, start));
     Ok(begin(index, Arc::new(file), start, header.sequence))
 }
 
 fn begin(mut index: Index, file: Arc<LogFile>, start: Position, sequence: u64) -> (Index, Tail) {
     index.applied = start;
-    index.files.insert(file.number(), file.clone());
+    index.files.insert(file.id(), file.clone());
     let tail = Tail {
         file,
         offset: start.offset,

@@ -25,9 +25,9 @@ pub(super) struct LogFile {
     path: PathBuf,
 }
 
-/// A file found in the directory of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Found {
+/// Which file of a log. A segment and a snapshot that are made at the same moment may get the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct FileId {
     pub(super) number: u32,
     pub(super) is_snapshot: bool,
 }
@@ -91,6 +91,13 @@ impl LogFile {
 
     pub(super) fn number(&self) -> u32 {
         self.header.number
+    }
+
+    pub(super) fn id(&self) -> FileId {
+        FileId {
+            number: self.header.number,
+            is_snapshot: self.header.kind == FileKind::Snapshot,
+        }
     }
 
     pub(super) fn len_bytes(&self) -> Result<u64, StoreError> {
@@ -185,7 +192,7 @@ impl FrameReader {
 }
 
 /// The files of a log, by listing: no name is looked up before it is known to exist.
-pub(super) fn list_files(log_dir: &Path) -> io::Result<Vec<Found>> {
+pub(super) fn list_files(log_dir: &Path) -> io::Result<Vec<FileId>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(log_dir)? {
         let name = entry?.file_name();
@@ -198,7 +205,7 @@ pub(super) fn list_files(log_dir: &Path) -> io::Result<Vec<Found>> {
             _ => continue,
         };
         if let Ok(number) = number.parse() {
-            found.push(Found { number, is_snapshot });
+            found.push(FileId { number, is_snapshot });
         }
     }
     found.sort_unstable();
@@ -206,7 +213,7 @@ pub(super) fn list_files(log_dir: &Path) -> io::Result<Vec<Found>> {
 }
 
 /// Removes a file of the log. One that is not there is fine.
-pub(super) fn remove_file(log_dir: &Path, found: Found) -> io::Result<()> {
+pub(super) fn remove_file(log_dir: &Path, found: FileId) -> io::Result<()> {
     let kind = if found.is_snapshot {
         FileKind::Snapshot
     } else {
