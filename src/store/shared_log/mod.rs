@@ -5,36 +5,37 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`frame`], [`operation`] | the bytes |
-//! | [`mark`] | up to where the log is durable, known to everybody |
-//! | [`lock`] | who may append |
-//! | [`commit`] | how a write becomes durable, and what each failure leaves |
-//! | [`follow`] | how what others wrote gets into the index, and what a torn tail is |
-//! | [`recover`] | what is under the root, and how it is opened |
-//! | [`compact`], [`keeper`] | how history becomes a snapshot |
-//! | [`body`] | large bodies |
-//! | [`watch`] | hearing of others |
-//! | [`segment`], [`index`], [`engine`] | files, memory, and what holds it all |
+//! | `frame`, `operation` | the bytes |
+//! | `mark` | up to where the log is durable, known to everybody |
+//! | `lock` | who may append |
+//! | `commit` | how a write becomes durable, and what each failure leaves |
+//! | `follow` | how what others wrote gets into the index, and what a torn tail is |
+//! | `recover` | what is under the root, and how it is opened |
+//! | `compact`, `keeper` | how history becomes a snapshot |
+//! | `body` | large bodies |
+//! | `watch` | hearing of others |
+//! | `segment`, `index`, `engine` | files, memory, and what holds it all |
 //!
 //! # Why each promise holds
 //!
 //! - *Acknowledged means durable.* An answer comes after the `fdatasync` of the frame that holds the write; a body's file
 //!   and its directory entry are synced before that frame is written; a new segment and its entry before anything is in it.
-//! - *Nothing is readable before it is durable.* An index takes up frames before the [`mark`] only, and the mark moves after the
+//! - *Nothing is readable before it is durable.* An index takes up frames before the `mark` only, and the mark moves after the
 //!   sync. What a dead writer left behind the mark is synced before the mark moves over it.
 //! - *A batch is one step.* It is inside one frame with one checksum, and one frame is applied under one lock.
 //! - *Later reads see it, in any process.* The mark moves before the answer, and every read looks at the mark first. It also
 //!   moves before the writer's own index, so that no process shows what a later reader of another one does not find.
 //! - *One writer at a time.* Appending needs the exclusive `flock` on a file that is never replaced, and its holder reads
 //!   to the end of the log before it checks a precondition.
-//! - *Killed at any moment, one valid state remains.* See [`commit`] and [`compact`], step by step.
+//! - *Killed at any moment, one valid state remains.* See `commit` and `compact`, step by step.
 //!
 //! # What is assumed
 //!
 //! `fdatasync` on a file returns only when its bytes and length are on stable storage, and `fsync` on a directory does so
 //! for its names; `flock` is exclusive among all processes and freed when its holder dies; a `pwrite` of twenty bytes
 //! inside a page is seen whole or is found out by its checksum. On a local disk all processes share one page cache. On NFS
-//! what the lock of a descriptor makes fresh is fresh (see [`follow`]).
+//! what the lock of a descriptor makes fresh is fresh (see `follow`), and a body that is dropped while another machine reads
+//! it may break off there.
 //!
 //! Left out on purpose: encryption and compression, which belong above or below; a cache of values, which the page cache
 //! is; finding bodies that no record names, which needs to understand records.
