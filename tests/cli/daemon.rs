@@ -61,7 +61,9 @@ fn a_daemon_refuses_what_it_cannot_do() {
         line["error"].as_str().unwrap().to_owned()
     };
     assert!(refusal(&["--metrics-listen", ":9464"]).contains("not supported by this version"));
-    assert!(refusal(&["--store", "disk:///tmp"]).contains("not supported by this version"));
+    assert!(refusal(&["--store", "s3://host/bucket"]).contains("not supported by this version"));
+    assert!(refusal(&["--store", "disk://relative"]).contains("absolute path"));
+    assert!(refusal(&["--listen", "127.0.0.1:0", "--store", "disk:///nowhere/at/all"]).contains("/nowhere/at/all"));
     assert!(refusal(&["--bundle", "server.pem"]).contains("no TLS"));
     assert!(refusal(&["--listen", ":0"]).contains("--allow-plaintext"));
     assert!(refusal(&["--max-ttl", "1s"]).contains("shorter than default-ttl"));
