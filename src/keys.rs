@@ -4,17 +4,21 @@
 //! k/<namespace>/<key>   the record of a key
 //! t/<txn id>            the record of a transaction
 //! n/<namespace>         the configuration of a namespace
+//! m/<namespace>/<queue>/<message id>   the record of a message
+//! d/<namespace>/<queue>/<message id>   the record of a dead message
 //! ```
 //!
-//! A namespace holds no `/`, so the first two parts are never ambiguous. Keys may (`orders/4711`), and may hold `.` and
+//! A namespace and a queue name hold no `/`, so the parts are never ambiguous. Message ids sort by the time of their enqueue,
+//! and so do the records of a queue. Keys may (`orders/4711`), and may hold `.` and
 //! `..` as segments: they are text to us, and an engine that maps names to paths must encode them.
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
-use lockd_client::wire::{NAME_BYTES_MAX, is_name_byte, normalize_namespace};
+use lockd_client::wire::{NAME_BYTES_MAX, QUEUE_NAME_BYTES_MAX, is_name_byte, normalize_namespace, normalize_queue};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::ids::Xid;
 
@@ -144,6 +148,69 @@ impl fmt::Display for Key {
     }
 }
 
+/// A queue's name in its one form: lower case, 1 to 128 of `a-z 0-9 . _ -`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct QueueName(Arc<str>);
+
+impl QueueName {
+    /// Brings a queue name into its one form.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        match normalize_queue(text) {
+            Some(name) => Ok(Self(name.into())),
+            None => Err(NameError(format!(
+                "queue {:?} must be 1 to {QUEUE_NAME_BYTES_MAX} characters of a-z, 0-9, '.', '_' and '-'",
+                shown(text.trim())
+            ))),
+        }
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for QueueName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A queue in its namespace: the same name in two namespaces is two queues. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueueId {
+    /// Namespace.
+    pub namespace: Namespace,
+    /// Queue.
+    pub queue: QueueName,
+}
+
+/// The id of a message: a UUID of version 7, so ids sort by the time of their enqueue. 16 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MessageId(Uuid);
+
+impl MessageId {
+    /// Wraps a UUID that was made for a message.
+    pub fn new(id: Uuid) -> Self {
+        Self(id)
+    }
+
+    /// Reads an id in its one text form: 36 characters, lower case.
+    pub fn parse(text: &str) -> Option<Self> {
+        let id = Uuid::try_parse(text).ok()?;
+        let mut buffer = Uuid::encode_buffer();
+        (id.hyphenated().encode_lower(&mut buffer) == text).then_some(Self(id))
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut buffer = Uuid::encode_buffer();
+        f.write_str(self.0.hyphenated().encode_lower(&mut buffer))
+    }
+}
+
 /// What acquire echoes: the key as asked for, without surrounding space, one leading `/` and a leading `<namespace>/`.
 /// Case stays as it was.
 pub fn echoed_key<'a>(text: &'a str, namespace: &Namespace) -> &'a str {
@@ -171,6 +238,38 @@ pub const TXN_PREFIX: &str = "t/";
 /// Where the record of a transaction lives.
 pub fn txn_record(txn_id: &Xid) -> RecordKey {
     RecordKey::new([TXN_PREFIX, txn_id.as_str()].concat())
+}
+
+/// What the names of all records of a queue's messages begin with.
+pub fn message_prefix(queue: &QueueId) -> String {
+    ["m/", queue.namespace.as_str(), "/", queue.queue.as_str(), "/"].concat()
+}
+
+/// Where the record of a message lives.
+pub fn message_record(queue: &QueueId, id: MessageId) -> RecordKey {
+    RecordKey::new(format!("m/{}/{}/{id}", queue.namespace, queue.queue))
+}
+
+/// Where the record of a dead message lives.
+pub fn dead_message_record(queue: &QueueId, id: MessageId) -> RecordKey {
+    RecordKey::new(format!("d/{}/{}/{id}", queue.namespace, queue.queue))
+}
+
+/// Which message the name of a record stands for; `None` for a record of another kind.
+pub fn message_of(record_key: &RecordKey) -> Option<(QueueId, MessageId)> {
+    let mut parts = record_key.as_str().strip_prefix("m/")?.split('/');
+    let (namespace, queue, id) = (parts.next()?, parts.next()?, parts.next()?);
+    let queue = QueueId {
+        namespace: Namespace(namespace.into()),
+        queue: QueueName(queue.into()),
+    };
+    Some((queue, MessageId::parse(id)?))
+}
+
+/// The key that holds the state of a message, in the namespace of the message: `q/<queue>/state/<message id>`. It may be
+/// longer than a key of a client's own may be.
+pub fn queue_state_key(queue: &QueueName, id: MessageId) -> Key {
+    Key(format!("q/{queue}/state/{id}").into())
 }
 
 /// Where the configuration of a namespace lives.
@@ -227,6 +326,32 @@ mod tests {
         );
         assert!(Namespace::parse("a/b").is_err());
         assert_eq!(Namespace::parse(" Shop ").unwrap().as_str(), "shop");
+    }
+
+    #[test]
+    fn a_message_is_known_by_the_name_of_its_record() {
+        let queue = QueueId {
+            namespace: Namespace::parse("shop").unwrap(),
+            queue: QueueName::parse(" Orders ").unwrap(),
+        };
+        let id = MessageId::parse("0198f2aa-6d10-7c3b-9e55-0b1c2d3e4f50").unwrap();
+        let record_key = message_record(&queue, id);
+        assert_eq!(
+            record_key.as_str(),
+            "m/shop/orders/0198f2aa-6d10-7c3b-9e55-0b1c2d3e4f50"
+        );
+        assert!(record_key.as_str().starts_with(&message_prefix(&queue)));
+        assert_eq!(message_of(&record_key), Some((queue.clone(), id)));
+        assert_eq!(message_of(&dead_message_record(&queue, id)), None);
+        assert!(queue_state_key(&queue.queue, id).is_queue_state());
+        for bad in [
+            "",
+            "0198F2AA-6D10-7C3B-9E55-0B1C2D3E4F50",
+            "0198f2aa6d107c3b9e550b1c2d3e4f50",
+            "x",
+        ] {
+            assert_eq!(MessageId::parse(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -85,6 +85,34 @@ codes! {
     SERVER_BUSY = "server_busy";
     /// 503: the storage cannot serve at the moment.
     STORAGE_UNAVAILABLE = "storage_unavailable";
+    /// 400: an enqueue that is not `multipart/*`.
+    INVALID_CONTENT_TYPE = "invalid_content_type";
+    /// 400: an enqueue whose parts are malformed, out of order or cut off.
+    MULTIPART_ERROR = "multipart_error";
+    /// 400: no queue was given.
+    MISSING_QUEUE = "missing_queue";
+    /// 400: a field that the call needs is empty.
+    MISSING_FIELDS = "missing_fields";
+    /// 400: the queue name is malformed.
+    INVALID_QUEUE = "invalid_queue";
+    /// 400: queue or message id cannot name a message.
+    INVALID_QUEUE_KEY = "invalid_queue_key";
+    /// 400: a nack with an intent other than `failure` and `defer`.
+    INVALID_NACK_INTENT = "invalid_nack_intent";
+    /// 400: a deferring nack with an error.
+    INVALID_NACK_LAST_ERROR = "invalid_nack_last_error";
+    /// 409: the message is leased, but not by this lease, token or transaction.
+    QUEUE_MESSAGE_LEASE_MISMATCH = "queue_message_lease_mismatch";
+    /// 409: extend lost a race (other servers).
+    LEASE_CONFLICT = "lease_conflict";
+    /// 409: the transaction is decided but not applied yet (other servers).
+    TXN_PENDING = "txn_pending";
+    /// 500: ack lost too many races (other servers).
+    QUEUE_ACK_RETRY_EXCEEDED = "queue_ack_retry_exceeded";
+    /// 501: a server without queues (other servers).
+    QUEUE_DISABLED = "queue_disabled";
+    /// 503: more consumers than the server takes on.
+    QUEUE_BUSY = "queue_busy";
     /// 403: not allowed (other servers).
     FORBIDDEN = "forbidden";
     /// 401: not authenticated (other servers).

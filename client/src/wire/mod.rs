@@ -1,6 +1,6 @@
 //! The words that client and server exchange: bodies, headers, error codes.
 //!
-//! This module is the ground floor of the house. It uses `serde` and nothing else, knows of no transport, no clock and
+//! This module is the ground floor of the house. It uses `serde` (and `serde_json` where a field may be any JSON), knows of no transport, no clock and
 //! no storage, and is shared by the client and the daemon, so that the two can never disagree about a name.
 //!
 //! Requests are strict (an unknown field is an error, because a misspelt option that is silently ignored costs more than
@@ -12,6 +12,7 @@ mod error;
 pub mod headers;
 mod lease;
 mod namespace;
+mod queue;
 mod state;
 
 pub use error::ErrorEnvelope;
@@ -19,6 +20,12 @@ pub use lease::{
     AcquireRequest, AcquireResponse, KeepaliveRequest, KeepaliveResponse, ReleaseRequest, ReleaseResponse,
 };
 pub use namespace::{NamespaceConfig, NamespaceRequest, QueryEngines};
+pub use queue::{
+    AckRequest, AckResponse, DEFAULT_MAX_ATTEMPTS, DEFAULT_PAYLOAD_TYPE, DEFAULT_VISIBILITY_SECONDS, DeliveredMessage,
+    Delivery, DequeueRequest, EnqueueRequest, EnqueueResponse, ExtendRequest, ExtendResponse, NackRequest,
+    NackResponse, PAGE_SIZE_MAX, QUEUE_NAME_BYTES_MAX, QueueRequest, QueueStatsResponse, QueueWatchEvent,
+    normalize_queue,
+};
 pub use state::{
     DescribeResponse, MetadataAttributes, MetadataRequest, MetadataResponse, RemoveResponse, UpdateResponse,
 };
