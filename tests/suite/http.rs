@@ -63,12 +63,17 @@ impl Answer {
 
 impl Connection {
     pub fn open(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("the server listens");
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self {
+        Self::try_open(address).expect("the server listens")
+    }
+
+    /// Connects to a server that may have gone.
+    pub fn try_open(address: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Self {
             stream: BufReader::new(stream),
-        }
+        })
     }
 
     /// The socket, for tests that close it half or drop it.
@@ -83,12 +88,24 @@ impl Connection {
 
     /// Sends a request with a length and a body.
     pub fn send_request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
+        self.try_send_request(method, path, headers, body)
+            .expect("the server takes bytes");
+    }
+
+    /// The same to a server that may be gone.
+    pub fn try_send_request(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> std::io::Result<()> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: test\r\n");
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
         head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
-        self.send(&[head.as_bytes(), body].concat());
+        self.try_send(&[head.as_bytes(), body].concat())
     }
 
     /// Sends what the server may refuse to take.
