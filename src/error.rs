@@ -8,6 +8,7 @@ use std::io;
 
 use crate::json::JsonError;
 use crate::lease::rules::{Reason, Refused};
+use crate::queue::rules::Refusal;
 use crate::record::DecodeError;
 use crate::store::{RecordKey, StoreError};
 
@@ -17,6 +18,8 @@ use crate::store::{RecordKey, StoreError};
 pub enum Error {
     /// The rules refuse it. Nothing was changed, but that an expired lease may have been cleared.
     Refused(Refused),
+    /// The rules refuse it of this message. Nothing was changed, but that a transaction may have been rolled back.
+    MessageRefused(Refusal),
     /// The submitted state is not one JSON value.
     InvalidJson(JsonError),
     /// The submitted body is larger than the server takes.
@@ -63,6 +66,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// True when nothing was changed and nothing will be: what was prepared for the change can go.
+    pub fn is_certainly_not_done(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused(_)
+                | Self::MessageRefused(_)
+                | Self::Contended
+                | Self::CorruptRecord { .. }
+                | Self::Store(StoreError::NotDone { .. })
+        )
+    }
+
     /// The reason, if this is a refusal by the rules.
     pub fn reason(&self) -> Option<Reason> {
         match self {
@@ -76,6 +91,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(refusal) => f.write_str(explain(refusal.reason)),
+            Self::MessageRefused(refusal) => f.write_str(explain_message(*refusal)),
             Self::InvalidJson(cause) => write!(f, "the state is not one JSON value: {cause}"),
             Self::BodyTooLarge { limit } => write!(f, "http: request body too large (limit {limit} bytes)"),
             Self::ExpectedBytesMismatch { expected, actual } => {
@@ -111,6 +127,12 @@ impl From<Refused> for Error {
     }
 }
 
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::MessageRefused(refusal)
+    }
+}
+
 impl From<StoreError> for Error {
     fn from(cause: StoreError) -> Self {
         Self::Store(cause)
@@ -135,5 +157,17 @@ fn explain(reason: Reason) -> &'static str {
         Reason::VersionConflict => "state version mismatch",
         Reason::EtagMismatch => "state etag mismatch",
         Reason::TxnConflict => "a participant of the transaction was lost; all of it was rolled back",
+    }
+}
+
+fn explain_message(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Gone => "message not found",
+        Refusal::LeaseMismatch => "the message is leased, but not by this lease, token and transaction",
+        Refusal::LeaseRequired => "the message is not held by this lease",
+        Refusal::LeaseExpired => "the lease has expired",
+        Refusal::StateFencingMismatch => "the fencing token is not that of the state's lease",
+        Refusal::StaleEtag => "the message has changed since",
+        Refusal::TxnConflict => "a participant of the transaction was lost; all of it was rolled back",
     }
 }

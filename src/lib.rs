@@ -25,9 +25,9 @@
 //! | floor | what | knows nothing of |
 //! |---|---|---|
 //! | 0 | the wire types of `lockd-client`, [`clock`], [`ids`], [`keys`], [`record`], [`json`], [`logging`], [`net`] | everything above |
-//! | 1 | [`lease::rules`], [`txn::rules`]: pure functions (record, request, now) -> new record or refusal | I/O, threads, HTTP |
+//! | 1 | [`lease::rules`], [`queue::rules`], [`txn::rules`]: pure functions (record, request, now) -> new record or refusal | I/O, threads, HTTP |
 //! | 2 | [`store`]: bytes, etags, preconditions, change feed; engines and wrappers | leases, HTTP |
-//! | 3 | [`lease`], [`state`], [`namespace`], [`dispatch`]: rules over a store, and whoever waits | HTTP |
+//! | 3 | [`lease`], [`state`], [`queue`], [`namespace`], [`dispatch`]: rules over a store, and whoever waits | HTTP |
 //! | 4 | [`http`]: the only floor with status codes and headers | |
 //! | 5 | [`server`] (wiring, drain, join), [`settings`], [`cli`], [`testing`] | |
 //!
@@ -64,6 +64,7 @@ pub mod lease;
 pub mod logging;
 pub mod namespace;
 pub mod net;
+pub mod queue;
 pub mod record;
 pub mod server;
 pub mod settings;

@@ -31,6 +31,7 @@ use crate::lease::{Leases, TtlLimits};
 use crate::logging::Logger;
 use crate::namespace::Namespaces;
 use crate::net::sever::ListenerAddr;
+use crate::queue::Unheard;
 use crate::settings::{Listen, Settings, StoreLocation};
 use crate::state::{StateLimits, States};
 use crate::store::memory::MemoryStore;
@@ -191,6 +192,7 @@ impl Server {
             Arc::clone(&store),
             Arc::clone(&clock),
             Arc::new(dispatcher.clone()),
+            Arc::new(Unheard),
         )?);
         let ttl = TtlLimits {
             default_seconds: whole_seconds(settings.default_ttl),

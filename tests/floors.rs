@@ -25,7 +25,7 @@ const FLOORS: [&[&str]; 6] = [
     ],
     &[],
     &["store"],
-    &["dispatch", "error", "lease", "namespace", "state", "txn"],
+    &["dispatch", "error", "lease", "namespace", "queue", "state", "txn"],
     &["http"],
     &["cli", "main", "server", "settings", "testing"],
 ];

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::lease::rules::{Now, Reason, Refused};
+use crate::queue::rules::Refusal;
 use crate::store::StoreError;
 
 /// An answer before it is written.
@@ -199,6 +200,7 @@ impl Failure {
 fn domain_reply(error: &Error, now: Now) -> Reply {
     let (status, code) = match error {
         Error::Refused(refusal) => return refusal_reply(refusal, error.to_string(), now),
+        Error::MessageRefused(refusal) => message_refusal(*refusal),
         Error::InvalidJson(_) | Error::BodyTooLarge { .. } | Error::BodyUnreadable(_) => (400, codes::INVALID_BODY),
         Error::ExpectedBytesMismatch { .. } => (409, codes::EXPECTED_BYTES_MISMATCH),
         Error::ExpectedSha256Mismatch { .. } => (409, codes::EXPECTED_SHA256_MISMATCH),
@@ -217,6 +219,18 @@ fn domain_reply(error: &Error, now: Now) -> Reply {
         }
     };
     Reply::error(status, code, error.to_string())
+}
+
+fn message_refusal(refusal: Refusal) -> (u16, &'static str) {
+    match refusal {
+        Refusal::Gone => (404, codes::NOT_FOUND),
+        Refusal::LeaseMismatch => (409, codes::QUEUE_MESSAGE_LEASE_MISMATCH),
+        Refusal::LeaseRequired => (403, codes::LEASE_REQUIRED),
+        Refusal::LeaseExpired => (403, codes::LEASE_EXPIRED),
+        Refusal::StateFencingMismatch => (403, codes::FENCING_MISMATCH),
+        Refusal::StaleEtag => (409, codes::CAS_MISMATCH),
+        Refusal::TxnConflict => (409, codes::TXN_CONFLICT),
+    }
 }
 
 /// An answer 503 that asks to come back later.

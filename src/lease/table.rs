@@ -15,8 +15,11 @@ use crate::error::Error;
 use crate::ids::Xid;
 use crate::keys::{self, Key, Namespace};
 use crate::lease::rules::{Now, Refused};
+use crate::queue::{News, QueueChanges};
 use crate::record::{KeyRecord, LeaseRecord, Participant, TxnRecord, decode_key, decode_txn, encode_key, encode_txn};
-use crate::store::{Batch, BodyId, Change, Etag, Precondition, RecordKey, RecordWrite, Store, StoreError, Written};
+use crate::store::{
+    Batch, BodyId, Change, Etag, Precondition, RecordKey, RecordWrite, Store, StoreError, Stored, Written,
+};
 use crate::txn;
 
 /// How often a change may lose its race against other writers before it gives up.
@@ -59,6 +62,7 @@ pub struct KeyTable {
     store: Arc<dyn Store>,
     clock: SharedClock,
     waiters: Arc<dyn LeaseEnds>,
+    queues: Arc<dyn QueueChanges>,
     stripes: Vec<Mutex<()>>,
     hasher: RandomState,
 }
@@ -75,7 +79,14 @@ pub enum Step<T> {
 
 impl KeyTable {
     /// A table over a store. Engines without atomic batches cannot keep transactions in step yet and are refused.
-    pub fn new(store: Arc<dyn Store>, clock: SharedClock, waiters: Arc<dyn LeaseEnds>) -> Result<Self, StoreError> {
+    ///
+    /// `waiters` and `queues` hear of what other calls may be waiting for.
+    pub fn new(
+        store: Arc<dyn Store>,
+        clock: SharedClock,
+        waiters: Arc<dyn LeaseEnds>,
+        queues: Arc<dyn QueueChanges>,
+    ) -> Result<Self, StoreError> {
         if !store.capabilities().atomic_batch {
             return Err(StoreError::Unavailable {
                 detail: "the store has no atomic batches".to_owned(),
@@ -86,6 +97,7 @@ impl KeyTable {
             store,
             clock,
             waiters,
+            queues,
             stripes,
             hasher: RandomState::new(),
         })
@@ -123,14 +135,8 @@ impl KeyTable {
         let _turn = self.stripes[stripe].lock();
         for _ in 0..ROUNDS_MAX {
             let found = self.read_key(&record_key)?;
-            let read = vec![(record_key.clone(), found)];
-            let mut view = View {
-                table: self,
-                name,
-                now: self.now(),
-                read,
-                writes: Vec::with_capacity(2),
-            };
+            let mut view = View::new(self, Some(name));
+            view.read.push((record_key.clone(), found));
             let (answer, bodies) = match decide(&mut view) {
                 Ok(Step::Answer(answer)) => return Ok(answer),
                 Ok(Step::Write(record, answer)) => {
@@ -158,6 +164,25 @@ impl KeyTable {
             };
             if view.commit(bodies)? {
                 return answer;
+            }
+        }
+        Err(Error::Contended)
+    }
+
+    /// Changes records of which no single key stands at the centre: calls `decide` with a view until everything it has put
+    /// there could be written in one step. If it has put nothing, or fails, nothing is written.
+    ///
+    /// No turn is taken, so this is for records that are not fought for.
+    pub fn transact<T>(
+        &self,
+        bodies: &[(BodyId, Arc<[u8]>)],
+        mut decide: impl FnMut(&mut View<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        for _ in 0..ROUNDS_MAX {
+            let mut view = View::new(self, None);
+            let answer = decide(&mut view)?;
+            if view.is_unchanged() || view.commit(bodies)? {
+                return Ok(answer);
             }
         }
         Err(Error::Contended)
@@ -212,20 +237,53 @@ impl KeyTable {
 /// What one round of a change has read and wants to write.
 pub struct View<'a> {
     table: &'a KeyTable,
-    name: &'a KeyName,
+    /// The key that is being changed, if there is one that stands at the centre.
+    name: Option<&'a KeyName>,
     now: Now,
-    /// What has been read so far; the key that is being changed comes first.
+    /// The keys that have been read so far; the one that is being changed comes first.
     read: Vec<(RecordKey, Option<(KeyRecord, Etag)>)>,
     writes: Vec<PendingWrite>,
+    /// Transactions as they will be. Several leases of one batch may belong to the same one.
+    txns: Vec<PendingTxn>,
 }
 
 struct PendingWrite {
     write: RecordWrite,
     dropped: Vec<BodyId>,
-    wake: bool,
+    tells: Tells,
 }
 
-impl View<'_> {
+struct PendingTxn {
+    txn_id: Xid,
+    record: TxnRecord,
+    precondition: Precondition,
+}
+
+/// Who must hear of a write once it is done.
+enum Tells {
+    Nobody,
+    /// Whoever waits for the lease on this key.
+    LeaseEnded,
+    /// Whoever waits for messages of this queue.
+    Queue(News),
+}
+
+impl<'a> View<'a> {
+    fn new(table: &'a KeyTable, name: Option<&'a KeyName>) -> Self {
+        Self {
+            table,
+            name,
+            now: table.now(),
+            read: Vec::new(),
+            writes: Vec::with_capacity(2),
+            txns: Vec::new(),
+        }
+    }
+
+    fn is_unchanged(&self) -> bool {
+        self.writes.is_empty() && self.txns.is_empty()
+    }
+
     /// The time of this round.
     pub fn now(&self) -> Now {
         self.now
@@ -233,8 +291,8 @@ impl View<'_> {
 
     /// The record of the key that is being changed.
     pub fn record(&self) -> Option<&KeyRecord> {
-        self.read
-            .first()
+        self.name
+            .and(self.read.first())
             .and_then(|(_, found)| found.as_ref())
             .map(|(record, _)| record)
     }
@@ -244,8 +302,30 @@ impl View<'_> {
         Ok(self.load(name)?.map(|(record, _)| record.clone()))
     }
 
-    /// The record of a transaction; an empty one if there is none.
+    /// A record of another kind than a key's or a transaction's, as it is in the store.
+    pub fn stored(&self, record_key: &RecordKey) -> Result<Option<Stored>, Error> {
+        Ok(self.table.store.read(record_key)?)
+    }
+
+    /// Adds the write of a record of another kind to the batch, with the bodies that no record names after it and what
+    /// those who wait for messages must hear of it.
+    pub fn put_stored(&mut self, write: RecordWrite, dropped: Vec<BodyId>, news: Option<News>) {
+        self.writes.push(PendingWrite {
+            write,
+            dropped,
+            tells: news.map_or(Tells::Nobody, Tells::Queue),
+        });
+    }
+
+    /// The record of a transaction as it is, or as this round has left it; an empty one if there is none.
     pub fn txn(&self, txn_id: &Xid) -> Result<(TxnRecord, Option<Etag>), Error> {
+        if let Some(pending) = self.txns.iter().find(|pending| pending.txn_id == *txn_id) {
+            let etag = match &pending.precondition {
+                Precondition::Matches(etag) => Some(etag.clone()),
+                Precondition::Absent | Precondition::Any => None,
+            };
+            return Ok((pending.record.clone(), etag));
+        }
         Ok(self
             .table
             .read_txn(&keys::txn_record(txn_id))?
@@ -279,6 +359,21 @@ impl View<'_> {
 
     /// Writes a key's record and nothing else; its transaction is written by whoever decides it.
     pub fn put_decided(&mut self, name: &KeyName, record: &KeyRecord) {
+        self.write_key(name, Some(record));
+    }
+
+    /// Deletes a key with its record, and takes its lease out of its transaction. Only for keys that nobody can ever
+    /// acquire again: the record holds the fencing token, which must not start anew.
+    pub fn delete_key(&mut self, name: &KeyName) -> Result<(), Error> {
+        let before = self.load(name)?.map(|(before, _)| before);
+        if let Some(old) = before.and_then(|before| before.lease.clone()) {
+            self.leave(&old)?;
+        }
+        self.write_key(name, None);
+        Ok(())
+    }
+
+    fn write_key(&mut self, name: &KeyName, record: Option<&KeyRecord>) {
         let record_key = self.record_key(name);
         let before = self.found(&record_key);
         let precondition = match before {
@@ -288,12 +383,13 @@ impl View<'_> {
         let dropped = before.map_or_else(Vec::new, |(before, _)| {
             before
                 .bodies()
-                .filter(|old| !record.bodies().any(|new| new == *old))
+                .filter(|old| !record.is_some_and(|record| record.bodies().any(|new| new == *old)))
                 .cloned()
                 .collect()
         });
-        let wake = before.is_some_and(|(before, _)| ends_sooner(before.lease.as_ref(), record.lease.as_ref()));
-        let change = Change::Put(encode_key(record));
+        let new_lease = record.and_then(|record| record.lease.as_ref());
+        let ends = before.is_some_and(|(before, _)| ends_sooner(before.lease.as_ref(), new_lease));
+        let change = record.map_or(Change::Delete, |record| Change::Put(encode_key(record)));
         self.writes.push(PendingWrite {
             write: RecordWrite {
                 key: record_key,
@@ -301,28 +397,28 @@ impl View<'_> {
                 change,
             },
             dropped,
-            wake,
+            tells: if ends { Tells::LeaseEnded } else { Tells::Nobody },
         });
     }
 
     /// Writes a transaction's record, or deletes it when nobody takes part any more.
     pub fn put_txn(&mut self, txn_id: &Xid, record: &TxnRecord, etag: Option<Etag>) {
-        let change = if record.participants.is_empty() {
-            Change::Delete
-        } else {
-            Change::Put(encode_txn(record))
-        };
-        let precondition = etag.map_or(Precondition::Absent, Precondition::Matches);
-        let write = RecordWrite {
-            key: keys::txn_record(txn_id),
-            precondition,
-            change,
-        };
-        self.writes.push(PendingWrite {
-            write,
-            dropped: Vec::new(),
-            wake: false,
-        });
+        self.set_txn(
+            txn_id,
+            record.clone(),
+            etag.map_or(Precondition::Absent, Precondition::Matches),
+        );
+    }
+
+    fn set_txn(&mut self, txn_id: &Xid, record: TxnRecord, precondition: Precondition) {
+        match self.txns.iter_mut().find(|pending| pending.txn_id == *txn_id) {
+            Some(pending) => pending.record = record,
+            None => self.txns.push(PendingTxn {
+                txn_id: txn_id.clone(),
+                record,
+                precondition,
+            }),
+        }
     }
 
     /// Reads the record of a key, unless it was read before.
@@ -344,7 +440,7 @@ impl View<'_> {
 
     fn record_key(&self, name: &KeyName) -> RecordKey {
         match self.read.first() {
-            Some((own, _)) if name == self.name => own.clone(),
+            Some((own, _)) if self.name == Some(name) => own.clone(),
             _ => name.record_key(),
         }
     }
@@ -395,16 +491,7 @@ impl View<'_> {
         } else {
             // A minted transaction has one member, and whoever joins it turns that member's lease explicit in the same
             // batch: this round would lose its race on the key's record.
-            let write = RecordWrite {
-                key: keys::txn_record(&old.txn_id),
-                precondition: Precondition::Any,
-                change: Change::Delete,
-            };
-            self.writes.push(PendingWrite {
-                write,
-                dropped: Vec::new(),
-                wake: false,
-            });
+            self.set_txn(&old.txn_id, TxnRecord::default(), Precondition::Any);
         }
         Ok(())
     }
@@ -444,37 +531,93 @@ impl View<'_> {
             bodies: bodies.to_vec(),
             ..Batch::default()
         };
-        let own_key = self.name.record_key();
-        let (mut own_value, mut woken) = (None, Vec::new());
+        let (mut freed, mut news) = (Vec::new(), Vec::new());
         for pending in self.writes {
-            if pending.wake {
-                woken.push(pending.write.key.clone());
-            }
-            if let Change::Put(value) = &pending.write.change
-                && pending.write.key == own_key
-            {
-                own_value = Some(Arc::clone(value));
+            match pending.tells {
+                Tells::Nobody => {}
+                Tells::LeaseEnded => freed.push(pending.write.key.clone()),
+                Tells::Queue(heard) => news.push(heard),
             }
             batch.drop_bodies.extend(pending.dropped);
             batch.records.push(pending.write);
         }
+        batch
+            .records
+            .extend(self.txns.into_iter().filter_map(PendingTxn::into_write));
+        let own_key = self.name.map(KeyName::record_key);
+        let Some(witness) = Witness::of(&batch.records, own_key.as_ref()) else {
+            return Ok(true);
+        };
         match self.table.store.write(batch) {
             Ok(Written::Refused { .. }) => return Ok(false),
             Ok(Written::Done(_)) => {}
             Err(unknown @ StoreError::Unknown { .. }) => {
-                // If the record reads as it was to be written, the whole batch was done. If it does not, the batch may
+                // If the witness reads as it was to be written, the whole batch was done. If it does not, the batch may
                 // still arrive, so it is neither repeated nor taken for undone.
-                let found = self.table.store.read(&own_key).ok().flatten();
-                if found.is_none_or(|found| Some(found.value) != own_value) {
+                if !witness.was_written(&*self.table.store) {
                     return Err(unknown.into());
                 }
             }
             Err(other) => return Err(other.into()),
         }
-        for key in &woken {
+        for key in &freed {
             self.table.waiters.lease_ended(key);
         }
+        for heard in &news {
+            heard.tell(&*self.table.queues);
+        }
         Ok(true)
+    }
+}
+
+impl PendingTxn {
+    /// `None` if nobody joined and there was no record before.
+    fn into_write(self) -> Option<RecordWrite> {
+        let change = if self.record.participants.is_empty() {
+            if self.precondition == Precondition::Absent {
+                return None;
+            }
+            Change::Delete
+        } else {
+            Change::Put(encode_txn(&self.record))
+        };
+        Some(RecordWrite {
+            key: keys::txn_record(&self.txn_id),
+            precondition: self.precondition,
+            change,
+        })
+    }
+}
+
+/// The record of a batch that tells afterwards whether the batch was done.
+struct Witness {
+    key: RecordKey,
+    /// `None`: it is not there any more.
+    value: Option<Arc<[u8]>>,
+}
+
+impl Witness {
+    /// The record at the centre, else one that holds something new, else one that is gone. The last tells little: somebody
+    /// else may have removed it; but then a batch that only removes things has nothing left to do.
+    fn of(records: &[RecordWrite], own_key: Option<&RecordKey>) -> Option<Self> {
+        let is_put = |write: &&RecordWrite| matches!(write.change, Change::Put(_));
+        let chosen = (records.iter().filter(is_put))
+            .find(|write| Some(&write.key) == own_key)
+            .or_else(|| records.iter().find(is_put))
+            .or_else(|| records.first())?;
+        Some(Self {
+            key: chosen.key.clone(),
+            value: match &chosen.change {
+                Change::Put(value) => Some(Arc::clone(value)),
+                Change::Delete => None,
+            },
+        })
+    }
+
+    fn was_written(&self, store: &dyn Store) -> bool {
+        store
+            .read(&self.key)
+            .is_ok_and(|found| found.map(|found| found.value) == self.value)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::clock::ManualClock;
 use crate::error::Error;
 use crate::ids::{IdMaker, Xid};
 use crate::keys::{Key, Namespace, RecordKey};
+use crate::queue::Unheard;
 use crate::record::{Attributes, KeyRecord};
 use crate::state::{Announced, OutgoingBytes, StateLimits, States};
 use crate::store::Store;
@@ -81,7 +82,7 @@ impl Testbed {
         let faulty = Arc::new(FaultStore::new(Arc::new(memory.handle()), FaultPlan::quiet(0), sleep));
         let ended = Arc::new(Ended::default());
         let store: Arc<dyn Store> = faulty.clone();
-        let table = KeyTable::new(store, clock.clone(), ended.clone()).unwrap();
+        let table = KeyTable::new(store, clock.clone(), ended.clone(), Arc::new(Unheard)).unwrap();
         let (table, ids) = (Arc::new(table), Arc::new(IdMaker::new(clock.clone())));
         let ttl = TtlLimits {
             default_seconds: 30,

@@ -176,7 +176,7 @@ fn staged_from(header: StagedHeader, inline: &mut Inline<'_>) -> Result<Staged, 
     })
 }
 
-fn seal(magic: [u8; 4], header: &impl Serialize, inline: &[&[u8]]) -> Arc<[u8]> {
+pub(super) fn seal(magic: [u8; 4], header: &impl Serialize, inline: &[&[u8]]) -> Arc<[u8]> {
     let inline_bytes: usize = inline.iter().map(|body| body.len()).sum();
     let mut out = Vec::with_capacity(PREFIX_BYTES + 384 + inline_bytes + CHECKSUM_BYTES);
     out.extend_from_slice(&magic);
@@ -193,7 +193,7 @@ fn seal(magic: [u8; 4], header: &impl Serialize, inline: &[&[u8]]) -> Arc<[u8]> 
     out.into()
 }
 
-fn open<'a, T: Deserialize<'a>>(magic: [u8; 4], bytes: &'a [u8]) -> Result<(T, Inline<'a>), DecodeError> {
+pub(super) fn open<'a, T: Deserialize<'a>>(magic: [u8; 4], bytes: &'a [u8]) -> Result<(T, Inline<'a>), DecodeError> {
     if bytes.len() < PREFIX_BYTES + CHECKSUM_BYTES {
         return Err(error(bytes.len(), "the record is cut short"));
     }
@@ -228,25 +228,30 @@ fn open<'a, T: Deserialize<'a>>(magic: [u8; 4], bytes: &'a [u8]) -> Result<(T, I
 }
 
 /// The bytes behind the header that no value has claimed yet.
-struct Inline<'a> {
+pub(super) struct Inline<'a> {
     rest: &'a [u8],
     at: usize,
 }
 
 impl<'a> Inline<'a> {
-    fn take(&mut self, bytes: u64) -> Result<&'a [u8], DecodeError> {
+    /// Offset of the next byte.
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
+    pub(super) fn take(&mut self, bytes: u64) -> Result<&'a [u8], DecodeError> {
         let split = usize::try_from(bytes)
             .ok()
             .and_then(|bytes| self.rest.split_at_checked(bytes));
         let Some((taken, rest)) = split else {
-            return Err(error(self.at, "a state is longer than the record"));
+            return Err(error(self.at, "a value is longer than the record"));
         };
         self.rest = rest;
         self.at += taken.len();
         Ok(taken)
     }
 
-    fn must_be_used_up(&self) -> Result<(), DecodeError> {
+    pub(super) fn must_be_used_up(&self) -> Result<(), DecodeError> {
         if self.rest.is_empty() {
             Ok(())
         } else {
@@ -255,7 +260,7 @@ impl<'a> Inline<'a> {
     }
 }
 
-fn error(offset: usize, detail: &str) -> DecodeError {
+pub(super) fn error(offset: usize, detail: &str) -> DecodeError {
     DecodeError {
         offset: offset as u64,
         detail: detail.to_owned(),
@@ -263,7 +268,7 @@ fn error(offset: usize, detail: &str) -> DecodeError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::ids::Xid;
     use crate::keys::{Key, Namespace};
@@ -316,7 +321,7 @@ mod tests {
         }
     }
 
-    fn fixture(name: &str) -> Vec<u8> {
+    pub(in crate::record) fn fixture(name: &str) -> Vec<u8> {
         let path = format!("{}/fixtures/records/{name}", env!("CARGO_MANIFEST_DIR"));
         std::fs::read(&path).unwrap_or_else(|cause| panic!("{path}: {cause}"))
     }

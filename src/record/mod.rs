@@ -1,16 +1,20 @@
-//! What is kept of a key and of a transaction, and how it is written down.
+//! What is kept of a key, of a transaction and of a message, and how it is written down.
 //!
 //! Everything that one decision must see together lives in one record, so that one conditional write can decide it on
 //! any store: the committed state, the lease, and what that lease has staged.
 //!
 //! A record of a key is kept for ever once created, because it holds the fencing counter, which must outlive releases
-//! and removals.
+//! and removals. A record of a message is kept until the message has been dealt with.
 
 mod codec;
+mod message;
+mod message_codec;
 
 use std::sync::Arc;
 
 pub use codec::{DecodeError, decode_key, decode_txn, encode_key, encode_txn};
+pub use message::{MessageLease, MessagePayload, MessageRecord, StateGrant};
+pub use message_codec::{decode_message, encode_message};
 
 use crate::ids::{BodyId, Xid};
 use crate::keys::{Key, Namespace};

@@ -127,13 +127,7 @@ impl States {
             let staged = rules::stage_state(record, by, expected, value.clone(), attributes, view.now())?;
             Ok(Step::Write(Box::new(staged.clone()), staged))
         });
-        let certainly_not_staged = matches!(
-            &outcome,
-            Err(Error::Refused(_)
-                | Error::Contended
-                | Error::CorruptRecord { .. }
-                | Error::Store(StoreError::NotDone { .. }))
-        );
+        let certainly_not_staged = outcome.as_ref().is_err_and(Error::is_certainly_not_done);
         if let Some(body) = written_ahead.filter(|_| certainly_not_staged) {
             // The answer matters more than its garbage: a body that cannot be dropped now costs space and nothing else.
             let _ = self.table.drop_bodies(vec![body]);

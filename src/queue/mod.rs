@@ -1,0 +1,216 @@
+//! Queues over a store: enqueue, deliver, ack, nack, extend, and the looks that find what can be delivered.
+//!
+//! A message is one record, and what becomes of it is decided by one conditional write: the [`rules`] decide, and the
+//! batch that is written holds everything that must happen along with it (the lease of the state that belongs to the
+//! message, the keys of its transaction). So any number of servers work on one store, and whoever loses a race finds out
+//! from the record what there is left to do. An enqueue, a delivery and an ack without state or transaction are one write
+//! each.
+//!
+//! ```text
+//! m/<namespace>/<queue>/<message id>   the message; sorts by the time of its enqueue
+//! d/<namespace>/<queue>/<message id>   the message once it is dead; nothing reads it yet
+//! k/<namespace>/q/<queue>/state/<id>   the state that belongs to the message: a key like any other
+//! ```
+//!
+//! The state of a message is leased together with it and ends with it: an ack removes it, a nack commits what was staged,
+//! and what a lapsed lease had staged is dropped.
+//!
+//! This module waits for nothing and remembers nothing. Whoever keeps an eye on which messages are ready implements
+//! [`QueueChanges`] and is told of every durable change that went through here; changes that other servers make are found
+//! by the store's feed and by [`Queues::scan`].
+
+mod deliver;
+mod enqueue;
+mod finish;
+pub mod rules;
+mod scan;
+
+use std::sync::Arc;
+
+pub use deliver::{DeliverRequest, Delivered, NotDelivered, Payload, StateLease};
+pub use enqueue::{EnqueueMeta, EnqueueWriter, Enqueued};
+pub use finish::Extended;
+pub use scan::{Page, Seen};
+
+use crate::error::Error;
+use crate::ids::IdMaker;
+use crate::keys::{self, MessageId, QueueId};
+use crate::lease::table::{KeyName, KeyTable, View};
+use crate::record::{MessageRecord, decode_message, encode_message};
+use crate::store::{Change, Etag, Precondition, RecordKey, RecordWrite, Stored};
+use rules::Refusal;
+
+/// Hears of messages that can or cannot be delivered any more, after each durable write of this server. Must be quick: it
+/// runs inside the call that wrote.
+pub trait QueueChanges: Send + Sync {
+    /// The message can be delivered from this time on (milliseconds of Unix time), which may be past. For a message that
+    /// was just leased this is when its lease lapses.
+    fn visible(&self, queue: &QueueId, id: MessageId, visible_from_ms: i64);
+
+    /// The message will not be delivered again.
+    fn gone(&self, queue: &QueueId, id: MessageId);
+}
+
+/// For whoever has nobody who waits for messages.
+#[derive(Debug, Clone, Copy)]
+pub struct Unheard;
+
+impl QueueChanges for Unheard {
+    fn visible(&self, _: &QueueId, _: MessageId, _: i64) {}
+
+    fn gone(&self, _: &QueueId, _: MessageId) {}
+}
+
+/// What a write has to tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// See [`QueueChanges::visible`].
+    Visible {
+        /// Queue.
+        queue: QueueId,
+        /// Message.
+        id: MessageId,
+        /// From when on.
+        from_ms: i64,
+    },
+    /// See [`QueueChanges::gone`].
+    Gone {
+        /// Queue.
+        queue: QueueId,
+        /// Message.
+        id: MessageId,
+    },
+}
+
+impl News {
+    pub(crate) fn tell(&self, listener: &dyn QueueChanges) {
+        match self {
+            Self::Visible { queue, id, from_ms } => listener.visible(queue, *id, *from_ms),
+            Self::Gone { queue, id } => listener.gone(queue, *id),
+        }
+    }
+}
+
+/// Messages of all queues of a store. One per server, over the same table as its leases.
+pub struct Queues {
+    table: Arc<KeyTable>,
+    ids: Arc<IdMaker>,
+    spool_bytes_max: usize,
+}
+
+impl Queues {
+    /// A service over this table. Of a payload on its way in, at most `spool_bytes_max` bytes are held in memory.
+    pub fn new(table: Arc<KeyTable>, ids: Arc<IdMaker>, spool_bytes_max: usize) -> Self {
+        Self {
+            table,
+            ids,
+            spool_bytes_max,
+        }
+    }
+
+    /// Reads a message, for whoever wants to know everything about it.
+    pub fn read(&self, queue: &QueueId, id: MessageId) -> Result<Option<MessageRecord>, Error> {
+        let record_key = keys::message_record(queue, id);
+        let stored = self.table.store().read(&record_key)?;
+        stored.map(|stored| decode(&record_key, &stored)).transpose()
+    }
+}
+
+/// A message as one round of a change has found it.
+struct Found {
+    record_key: RecordKey,
+    record: MessageRecord,
+    etag: Etag,
+}
+
+/// A message in its queue, as the functions of this module pass it around.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    queue: &'a QueueId,
+    id: MessageId,
+}
+
+impl Place<'_> {
+    fn find(self, view: &View<'_>) -> Result<Option<Found>, Error> {
+        let record_key = keys::message_record(self.queue, self.id);
+        let Some(stored) = view.stored(&record_key)? else {
+            return Ok(None);
+        };
+        Ok(Some(Found {
+            record: decode(&record_key, &stored)?,
+            record_key,
+            etag: stored.etag,
+        }))
+    }
+
+    fn require(self, view: &View<'_>) -> Result<Found, Error> {
+        self.find(view)?.ok_or(Error::MessageRefused(Refusal::Gone))
+    }
+
+    /// The key that holds the state of the message.
+    fn state_key(self) -> KeyName {
+        KeyName {
+            namespace: self.queue.namespace.clone(),
+            key: keys::queue_state_key(&self.queue.queue, self.id),
+        }
+    }
+
+    /// The message becomes this record.
+    fn put(self, view: &mut View<'_>, found: &Found, record: &MessageRecord) {
+        let write = RecordWrite {
+            key: found.record_key.clone(),
+            precondition: Precondition::Matches(found.etag.clone()),
+            change: Change::Put(encode_message(record)),
+        };
+        let news = News::Visible {
+            queue: self.queue.clone(),
+            id: self.id,
+            from_ms: record.visible_from_ms,
+        };
+        view.put_stored(write, Vec::new(), Some(news));
+    }
+
+    /// The message goes, and its payload with it.
+    fn remove(self, view: &mut View<'_>, found: &Found) {
+        let dropped = found.record.stored_body().cloned().into_iter().collect();
+        view.put_stored(self.removal(found), dropped, Some(self.gone()));
+    }
+
+    /// The message is put aside with its payload.
+    fn bury(self, view: &mut View<'_>, found: &Found, dead: &MessageRecord) {
+        let write = RecordWrite {
+            key: keys::dead_message_record(self.queue, self.id),
+            precondition: Precondition::Any,
+            change: Change::Put(encode_message(dead)),
+        };
+        view.put_stored(write, Vec::new(), None);
+        view.put_stored(self.removal(found), Vec::new(), Some(self.gone()));
+    }
+
+    fn removal(self, found: &Found) -> RecordWrite {
+        RecordWrite {
+            key: found.record_key.clone(),
+            precondition: Precondition::Matches(found.etag.clone()),
+            change: Change::Delete,
+        }
+    }
+
+    fn gone(self) -> News {
+        News::Gone {
+            queue: self.queue.clone(),
+            id: self.id,
+        }
+    }
+}
+
+fn decode(record_key: &RecordKey, stored: &Stored) -> Result<MessageRecord, Error> {
+    decode_message(&stored.value).map_err(|cause| Error::CorruptRecord {
+        key: record_key.clone(),
+        cause,
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod testbed;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,244 @@
+use std::time::Duration;
+
+use super::rules::{NewMessage, Refusal};
+use super::testbed::{Bed, SIZES, deferral, failure, message, queue, request, state_name};
+use super::*;
+use crate::store::fault::Operation;
+
+#[track_caller]
+fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> Refusal {
+    match result {
+        Err(Error::MessageRefused(refusal)) => refusal,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_message_comes_out_as_it_went_in_and_goes_with_its_ack() {
+    for bytes in SIZES {
+        let bed = Bed::new();
+        let payload: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8).collect();
+        let attributes = r#"{"a":1.50,"b":[]}"#;
+        let enqueued = bed
+            .enqueue(
+                &payload,
+                NewMessage {
+                    attributes: Some(attributes.into()),
+                    payload_type: "text/plain".into(),
+                    ..message()
+                },
+            )
+            .unwrap();
+        assert_eq!(enqueued.record.payload.bytes, bytes as u64);
+        let (delivered, by) = bed.take(enqueued.id);
+        assert_eq!(bed.bytes(&delivered), payload);
+        assert_eq!(delivered.record.attributes.as_deref(), Some(attributes));
+        assert_eq!(&*delivered.record.payload_type, "text/plain");
+        assert_eq!(&*delivered.record.correlation_id, "c-1");
+        let acked = bed.queues.ack(&queue(), enqueued.id, &by).unwrap();
+        assert_eq!(&*acked.correlation_id, "c-1");
+        let counts = bed.memory.as_ref().unwrap().counts();
+        assert_eq!((counts.records, counts.bodies), (0, 0), "{bytes} bytes");
+        assert_eq!(refusal(bed.queues.ack(&queue(), enqueued.id, &by)), Refusal::Gone);
+    }
+}
+
+#[test]
+fn a_small_message_costs_one_write_for_each_of_enqueue_deliver_and_ack() {
+    let bed = Bed::new();
+    let writes = || bed.store.calls(Operation::Write);
+    let id = bed.message();
+    assert_eq!(writes(), 1);
+    let (_, by) = bed.take(id);
+    assert_eq!(writes(), 2);
+    bed.queues.ack(&queue(), id, &by).unwrap();
+    assert_eq!(writes(), 3);
+    assert_eq!(bed.store.calls(Operation::List), 0);
+    assert_eq!(bed.store.calls(Operation::Read), 2);
+}
+
+#[test]
+fn an_enqueue_that_is_given_up_leaves_nothing() {
+    for bytes in SIZES {
+        let bed = Bed::new();
+        let mut writer = bed.queues.enqueue_writer(EnqueueMeta {
+            queue: queue(),
+            message: message(),
+        });
+        writer.push(&vec![7; bytes]).unwrap();
+        drop(writer);
+        let counts = bed.memory.as_ref().unwrap().counts();
+        assert_eq!((counts.records, counts.bodies), (0, 0), "{bytes} bytes");
+        assert_eq!(bed.heard.take(), []);
+    }
+}
+
+#[test]
+fn one_lease_lives_at_a_time_and_a_lapsed_one_is_fenced_off() {
+    let bed = Bed::new();
+    let id = bed.message();
+    let (first, first_by) = bed.take(id);
+    let until_ms = first.record.visible_from_ms;
+    assert!(matches!(bed.deliver(id), Err(NotDelivered::Hidden { until_ms: told }) if told == until_ms));
+    bed.clock.advance(Duration::from_millis(29_999));
+    assert!(matches!(bed.deliver(id), Err(NotDelivered::Hidden { .. })));
+    bed.clock.advance(Duration::from_millis(1));
+    assert_eq!(refusal(bed.queues.ack(&queue(), id, &first_by)), Refusal::LeaseExpired);
+    let (second, second_by) = bed.take(id);
+    assert_eq!((second.record.attempts, second.record.fencing_token), (2, 2));
+    assert_eq!(second.record.failure_attempts, 0);
+    assert_eq!(refusal(bed.queues.ack(&queue(), id, &first_by)), Refusal::LeaseMismatch);
+    bed.queues.ack(&queue(), id, &second_by).unwrap();
+    assert_eq!(refusal(bed.queues.ack(&queue(), id, &first_by)), Refusal::Gone);
+}
+
+#[test]
+fn a_message_that_fails_too_often_is_put_aside_with_its_payload() {
+    let bed = Bed::new();
+    let new = NewMessage {
+        max_attempts: 2,
+        ..message()
+    };
+    let id = bed.enqueue(&[7; 6_000], new).unwrap().id;
+    for failures in 1..=2 {
+        let (_, by) = bed.take(id);
+        let nacked = bed.queues.nack(&queue(), id, &by, &failure()).unwrap();
+        assert_eq!(nacked.failure_attempts, failures);
+    }
+    assert!(matches!(bed.deliver(id), Err(NotDelivered::Gone)));
+    assert_eq!(bed.record_names(), [format!("d/default/orders/{id}")]);
+    assert_eq!(bed.memory.as_ref().unwrap().counts().bodies, 1);
+    assert_eq!(bed.queues.scan(&queue(), None, 10).unwrap().seen, []);
+}
+
+#[test]
+fn a_deferred_message_never_dies() {
+    let bed = Bed::new();
+    let new = NewMessage {
+        max_attempts: 1,
+        ..message()
+    };
+    let id = bed.enqueue(b"x", new).unwrap().id;
+    for attempts in 1..=5 {
+        let (delivered, by) = bed.take(id);
+        assert_eq!(delivered.record.attempts, attempts);
+        bed.queues.nack(&queue(), id, &by, &deferral()).unwrap();
+    }
+}
+
+#[test]
+fn a_scan_shows_what_can_be_delivered_and_clears_away_what_cannot() {
+    let bed = Bed::new();
+    let ids: Vec<MessageId> = (0..5).map(|_| bed.message()).collect();
+    let short = NewMessage {
+        ttl_seconds: 1,
+        ..message()
+    };
+    let expired = bed.enqueue(&[1; 6_000], short).unwrap().id;
+    let (leased, _) = bed.take(ids[1]);
+    bed.clock.advance(Duration::from_secs(1));
+    let mut seen = Vec::new();
+    let mut after = None;
+    loop {
+        let page = bed.queues.scan(&queue(), after, 2).unwrap();
+        assert!(page.faults.is_empty());
+        seen.extend(page.seen);
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen.iter().map(|seen| seen.id).collect::<Vec<_>>(), ids);
+    assert_eq!(seen[1].visible_from_ms, leased.record.visible_from_ms);
+    assert!(bed.queues.read(&queue(), expired).unwrap().is_none());
+    assert_eq!(bed.memory.as_ref().unwrap().counts().bodies, 0);
+    assert_eq!(bed.queues.look(&queue(), ids[0]).unwrap(), Some(seen[0]));
+    assert_eq!(bed.queues.look(&queue(), expired).unwrap(), None);
+}
+
+#[test]
+fn everybody_who_waits_hears_of_every_durable_change() {
+    let bed = Bed::new();
+    let visible = |id, from_ms| News::Visible {
+        queue: queue(),
+        id,
+        from_ms,
+    };
+    let start = bed.table.now().ms;
+    let id = bed.message();
+    assert_eq!(bed.heard.take(), [visible(id, start)]);
+    let (delivered, by) = bed.take(id);
+    assert_eq!(bed.heard.take(), [visible(id, start + 30_000)]);
+    bed.queues.give_back(&delivered).unwrap();
+    assert_eq!(bed.heard.take(), [visible(id, start)]);
+    bed.queues.give_back(&delivered).unwrap();
+    assert_eq!(
+        refusal(bed.queues.extend(&queue(), id, &by, 60)),
+        Refusal::LeaseRequired
+    );
+    assert_eq!(bed.heard.take(), []);
+    let (_, mut by) = bed.take(id);
+    let extended = bed.queues.extend(&queue(), id, &by, 60).unwrap();
+    by.meta_etag = Some(extended.record.meta_etag());
+    let delayed = rules::Nack {
+        delay_seconds: 5,
+        ..failure()
+    };
+    bed.queues.nack(&queue(), id, &by, &delayed).unwrap();
+    assert_eq!(
+        bed.heard.take(),
+        [30_000, 60_000, 5_000].map(|later_ms| visible(id, start + later_ms))
+    );
+    bed.clock.advance(Duration::from_secs(5));
+    let (_, by) = bed.take(id);
+    bed.heard.take();
+    bed.queues.ack(&queue(), id, &by).unwrap();
+    assert_eq!(bed.heard.take(), [News::Gone { queue: queue(), id }]);
+}
+
+#[test]
+fn the_state_of_a_message_is_leased_with_it_and_goes_with_its_ack() {
+    let bed = Bed::new();
+    let id = bed.message();
+    let writes = bed.store.calls(Operation::Write);
+    let (delivered, by) = bed.take_with_state(id);
+    assert_eq!(bed.store.calls(Operation::Write), writes + 1);
+    let state = delivered.state.expect("the state was asked for");
+    assert_eq!(
+        (state.fencing_token, state.expires_at_ms),
+        (1, delivered.record.visible_from_ms)
+    );
+    let record = bed.table.read(&state_name(id)).unwrap().unwrap();
+    assert_eq!(record.lease.unwrap().id, state.lease_id);
+    assert_eq!(record.attributes.query_hidden, Some(true));
+    let mine = crate::lease::rules::Credentials {
+        lease_id: state.lease_id.as_str().to_owned(),
+        fencing_token: 1,
+        txn_id: by.txn_id.clone(),
+    };
+    assert!(bed.states.read_leased(&state_name(id), &mine).unwrap().is_none());
+    bed.queues.ack(&queue(), id, &by).unwrap();
+    assert_eq!(bed.record_names(), [] as [String; 0]);
+}
+
+#[test]
+fn a_message_whose_state_is_leased_by_hand_is_not_delivered_with_state() {
+    let bed = Bed::new();
+    let id = bed.message();
+    let wanted = crate::lease::Wanted {
+        name: state_name(id),
+        owner: "by hand".to_owned(),
+        ttl_seconds: 10,
+        create_only: false,
+        txn_id: None,
+    };
+    bed.leases.acquire(&wanted).unwrap();
+    let with_state = DeliverRequest {
+        with_state: true,
+        ..request(30)
+    };
+    let refused = bed.queues.deliver(&queue(), id, &with_state);
+    let start = bed.table.now().ms;
+    assert!(matches!(refused, Err(NotDelivered::StateHeld { until_ms }) if until_ms == start + 10_000));
+    bed.take(id);
+}
