@@ -7,7 +7,7 @@
 //! - *nothing is half there*: a call without an answer has happened as a whole or not at all, a transaction over all its
 //!   keys, a state to its last byte;
 //! - *fencing tokens rise by one with each grant and never go back*;
-//! - what one round has left is still the same when all rounds are over.
+//! - what one round has left is still the same when all rounds are over, and the store is sound to the last byte.
 //!
 //! ```sh
 //! LOCKD_CRASH_ROUNDS=1000 LOCKD_SEED=42 cargo test --test crash -- --nocapture
@@ -24,6 +24,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
@@ -95,6 +96,7 @@ fn what_clients_see_is_one_order_of_effects_however_servers_are_killed() {
             eprintln!("round {}: {:?}", round + 1, stage.figures);
         }
     }
+    stage.verify();
     stage.restart();
     for (name, before) in &last {
         let now = read(stage.servers[0].address, name);
@@ -158,6 +160,27 @@ impl Stage {
         }
     }
 
+    /// Looks through the store that nobody serves. Crashes leave remarks, never faults.
+    fn verify(&mut self) {
+        self.servers.iter_mut().for_each(Daemon::kill);
+        self.servers.clear();
+        let done = Command::new(env!("CARGO_BIN_EXE_lockd"))
+            .env_clear()
+            .args(["verify", "store", "--store"])
+            .arg(format!("disk://{}", self.dir.path().join("store").display()))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&done.stdout);
+        if !done.status.success() {
+            let path = self.keep(0, 0, &text);
+            panic!(
+                "LOCKD_SEED={}: the store is damaged, see {}:\n{text}",
+                self.seed,
+                path.display()
+            );
+        }
+    }
+
     /// Lets clients work while servers are killed, looks at what is left, and judges.
     fn play(&mut self, round: usize) -> Field {
         let names: Vec<Vec<String>> = (GROUPS.iter().enumerate())
@@ -182,6 +205,9 @@ impl Stage {
             self.kill_about(&field);
             entries.extend(clients.into_iter().flat_map(|client| client.join().unwrap()));
         });
+        if self.rng.u8(..10) == 0 {
+            self.verify();
+        }
         self.restart();
         field.over.store(false, Ordering::SeqCst);
         self.announce(&field);
@@ -267,7 +293,7 @@ impl Stage {
         fs::write(kept.join(format!("history-{group}.txt")), history).unwrap();
         self.servers.iter_mut().for_each(Daemon::kill);
         self.dir.disable_cleanup(true);
-        let store = std::process::Command::new("cp")
+        let store = Command::new("cp")
             .arg("-r")
             .args([self.dir.path(), &kept.join("stage")])
             .status();

@@ -30,6 +30,8 @@ mod processes;
 mod store_suite;
 #[path = "store_disk/tools.rs"]
 mod tools;
+#[path = "store_disk/verify.rs"]
+mod verify;
 
 store_suite::store_suite!(disk, || DiskPlace::boxed(Sharing::Handles, Options::default()));
 store_suite::store_suite!(disk_behind_failing_calls, || {

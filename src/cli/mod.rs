@@ -25,11 +25,13 @@ mod client;
 mod flags;
 mod namespace;
 mod serve;
+mod verify;
 mod version;
 
 use client::{ClientCommand, Context};
 use flags::{GlobalFlags, ServerFlags};
 use namespace::NamespaceCommand;
+use verify::VerifyCommand;
 
 /// Leases, JSON state and a queue for programs that run in several places.
 ///
@@ -54,6 +56,9 @@ enum Command {
     /// Read and change the configuration of a namespace
     #[command(subcommand, visible_alias = "ns")]
     Namespace(NamespaceCommand),
+    /// Check that a store is whole
+    #[command(subcommand)]
+    Verify(VerifyCommand),
     /// Print the version
     Version(version::Arguments),
     /// Print a completion script for a shell
@@ -110,6 +115,7 @@ fn dispatch(command: Command, global: &Flags) -> Result<(), CliError> {
     match command {
         Command::Client(command) => command.run(&mut context)?,
         Command::Namespace(command) => command.run(&mut context)?,
+        Command::Verify(command) => command.run(&mut context)?,
         Command::Version(arguments) => arguments.run(&mut stdout)?,
         Command::Completions { shell } => {
             // By way of memory, because the generator panics when it cannot write.

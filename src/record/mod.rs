@@ -9,12 +9,14 @@
 mod codec;
 mod message;
 mod message_codec;
+mod named;
 
 use std::sync::Arc;
 
 pub use codec::{DecodeError, decode_key, decode_txn, encode_key, encode_txn};
 pub use message::{MessageLease, MessagePayload, MessageRecord, StateGrant};
 pub use message_codec::{decode_message, encode_message};
+pub use named::bodies_named_by;
 
 use crate::ids::{BodyId, Xid};
 use crate::keys::{Key, Namespace};

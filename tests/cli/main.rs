@@ -8,3 +8,4 @@
 mod client;
 mod daemon;
 mod process;
+mod verify;

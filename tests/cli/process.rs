@@ -34,11 +34,14 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// A daemon on memory, on a free port unless the arguments say otherwise.
+    /// A daemon on memory and on a free port, unless the arguments say otherwise.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
         let log = dir.path().join("daemon.log");
-        let mut command = lockd(&["--store", "mem://"]);
+        let mut command = lockd(&[]);
+        if !arguments.contains(&"--store") {
+            command.args(["--store", "mem://"]);
+        }
         if !arguments.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }

@@ -16,7 +16,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Step;
@@ -65,33 +65,10 @@ impl Core {
 
     /// Opens a body that lives in a file.
     pub(super) fn open_body_file(&self, id: &BodyId) -> Result<Box<dyn Read + Send>, StoreError> {
-        let missing = || StoreError::BodyMissing { body: id.clone() };
-        let path = self.body_path(id).map_err(|_| missing())?;
-        let file = File::open(&path).map_err(|cause| match cause.kind() {
-            io::ErrorKind::NotFound => missing(),
-            _ => failed("opening", id, &cause),
-        })?;
-        let file_bytes = file.metadata().map_err(|cause| failed("measuring", id, &cause))?.len();
-        let mut end = [0; END_BYTES];
-        let found = match file_bytes.checked_sub(END_BYTES as u64) {
-            Some(at) => (file.read_exact_at(&mut end, at))
-                .map(|()| decode_end(&end).filter(|(length, _)| *length == at))
-                .map_err(|cause| failed("reading", id, &cause))?,
-            None => None,
-        };
-        let Some((length, crc)) = found else {
-            return Err(StoreError::Corrupt {
-                place: path.display().to_string(),
-                offset: file_bytes.saturating_sub(END_BYTES as u64),
-                detail: "the end of the body is missing".to_owned(),
-            });
-        };
-        Ok(Box::new(BodyReader {
-            file: BufReader::new(file).take(length),
-            hasher: crc32fast::Hasher::new(),
-            crc,
-            path,
-        }))
+        let path = self
+            .body_path(id)
+            .map_err(|_| StoreError::BodyMissing { body: id.clone() })?;
+        open_file(&path, id)
     }
 
     /// Begins a body that arrives piece by piece.
@@ -121,9 +98,8 @@ impl Core {
 
     /// Where a body lives. Its name must not lead anywhere else.
     fn body_path(&self, id: &BodyId) -> Result<PathBuf, StoreError> {
-        let lawful = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
         let name = id.as_str();
-        if (1..=64).contains(&name.len()) && name.bytes().all(lawful) {
+        if is_lawful_name(name) {
             Ok(self.bodies_dir.join(name))
         } else {
             Err(StoreError::NotDone {
@@ -131,6 +107,41 @@ impl Core {
             })
         }
     }
+}
+
+/// True for what may be the name of a body.
+pub(super) fn is_lawful_name(name: &str) -> bool {
+    let lawful = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    (1..=64).contains(&name.len()) && name.bytes().all(lawful)
+}
+
+/// Opens the file of a body. One without its end is damage here: a record names only what has been finished.
+pub(super) fn open_file(path: &Path, id: &BodyId) -> Result<Box<dyn Read + Send>, StoreError> {
+    let file = File::open(path).map_err(|cause| match cause.kind() {
+        io::ErrorKind::NotFound => StoreError::BodyMissing { body: id.clone() },
+        _ => failed("opening", id, &cause),
+    })?;
+    let file_bytes = file.metadata().map_err(|cause| failed("measuring", id, &cause))?.len();
+    let mut end = [0; END_BYTES];
+    let found = match file_bytes.checked_sub(END_BYTES as u64) {
+        Some(at) => (file.read_exact_at(&mut end, at))
+            .map(|()| decode_end(&end).filter(|(length, _)| *length == at))
+            .map_err(|cause| failed("reading", id, &cause))?,
+        None => None,
+    };
+    let Some((length, crc)) = found else {
+        return Err(StoreError::Corrupt {
+            place: path.display().to_string(),
+            offset: file_bytes.saturating_sub(END_BYTES as u64),
+            detail: "the end of the body is missing".to_owned(),
+        });
+    };
+    Ok(Box::new(BodyReader {
+        file: BufReader::new(file).take(length),
+        hasher: crc32fast::Hasher::new(),
+        crc,
+        path: path.to_owned(),
+    }))
 }
 
 struct FileBodyWriter {

@@ -14,6 +14,7 @@
 //! | `compact`, `keeper` | how history becomes a snapshot |
 //! | `body` | large bodies |
 //! | `watch` | hearing of others |
+//! | [`verify`] | looking through a root that nobody serves |
 //! | `segment`, `index`, `engine` | files, memory, and what holds it all |
 //!
 //! # Why each promise holds
@@ -80,6 +81,7 @@ mod mark;
 mod operation;
 mod recover;
 mod segment;
+pub mod verify;
 mod watch;
 
 /// How many rows a listing reads before it lets writers in.

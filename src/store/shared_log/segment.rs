@@ -61,8 +61,17 @@ impl LogFile {
 
     /// Opens a file that something durable names.
     pub(super) fn open(log_dir: &Path, kind: FileKind, number: u32) -> Result<Self, StoreError> {
+        Self::open_with(OpenOptions::new().read(true).write(true), log_dir, kind, number)
+    }
+
+    /// The same for somebody who will not lock it, nor write to it.
+    pub(super) fn open_to_read(log_dir: &Path, kind: FileKind, number: u32) -> Result<Self, StoreError> {
+        Self::open_with(OpenOptions::new().read(true), log_dir, kind, number)
+    }
+
+    fn open_with(options: &OpenOptions, log_dir: &Path, kind: FileKind, number: u32) -> Result<Self, StoreError> {
         let path = log_dir.join(file_name(kind, number));
-        let file = (OpenOptions::new().read(true).write(true).open(&path)).map_err(|cause| {
+        let file = options.open(&path).map_err(|cause| {
             if cause.kind() == io::ErrorKind::NotFound {
                 StoreError::Corrupt {
                     place: path.display().to_string(),
