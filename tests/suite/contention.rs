@@ -9,7 +9,8 @@ use lockd::clock::{Clock, Moment, SystemClock};
 use lockd::testing::{Watchdog, exclusive};
 use lockd_client::{Acquire, Client};
 
-use super::fixture::{Backend, serve};
+use super::fixture::Backend;
+use super::node::Node;
 
 const THREADS: usize = 50;
 
@@ -33,7 +34,7 @@ pub fn fifty_threads_take_turns_at_one_key(backend: &dyn Backend) {
     let _turn = exclusive();
     let span = span();
     let _watchdog = Watchdog::start("contention", span + Duration::from_secs(120)).unwrap();
-    let server = serve(&*backend.open()).start().unwrap();
+    let server = Node::start(&*backend.open());
     let clients: Vec<Client> = (0..THREADS).map(|_| server.client().clone()).collect();
     let turns = fight(&clients, span);
     report("one server", &turns);
@@ -53,7 +54,7 @@ pub fn fifty_threads_at_two_servers_never_hold_a_key_together(backend: &dyn Back
     let span = span();
     let _watchdog = Watchdog::start("contention", span + Duration::from_secs(120)).unwrap();
     let place = backend.open();
-    let servers = [(); 2].map(|()| serve(&*place).start().unwrap());
+    let servers = [(); 2].map(|()| Node::start(&*place));
     let clients: Vec<Client> = (0..THREADS)
         .map(|number| servers[number % 2].client().clone())
         .collect();

@@ -18,6 +18,7 @@ use serde_json::json;
 use super::fixture::{Backend, no_drain, serve};
 use super::http::{Answer, Connection, send};
 use super::lockd_calls::{acquire, acquire_with, describe, get_public, hold, wait_until};
+use super::node::{Node, Wishes};
 
 /// A state that no answer fits into one packet, and that the buffers of a connection hold.
 const LARGE_STATE_BYTES: usize = 425_984;
@@ -74,17 +75,20 @@ fn assert_announced(answer: &Answer) {
 /// `ShutdownDrainingBlocksAcquire`, TH-23.
 pub fn a_draining_server_refuses_to_acquire_and_says_for_how_long(backend: &dyn Backend) {
     let _turn = shared();
-    let server = start(backend).start().unwrap();
-    let address = address(&server);
-    let lease = server
+    let wishes = Wishes {
+        close: CloseOptions::new()
+            .drain_leases(Duration::from_millis(1_500))
+            .shutdown_timeout(Duration::from_secs(2)),
+        ..Wishes::default()
+    };
+    let node = Node::start_with(&*backend.open(), wishes);
+    let address = node.address();
+    let lease = node
         .client()
         .acquire(Acquire::key("held").ttl(Duration::from_secs(30)))
         .unwrap();
-    let options = CloseOptions::new()
-        .drain_leases(Duration::from_millis(1_500))
-        .shutdown_timeout(Duration::from_secs(2));
     let refused = thread::scope(|scope| {
-        scope.spawn(|| server.stop_with(options));
+        scope.spawn(|| node.shutdown());
         let mut refused = None;
         wait_until("an acquire is refused", || {
             // Asked over the wire: the client would go on asking.

@@ -5,6 +5,8 @@
 //! the backup, and nothing has to be taken over: the lease is in the store. That is why nothing is tolerated here either,
 //! where a pair of active and standby may end with a conflict after the save.
 //!
+//! The primary either shuts down, as an operator would have it, or crashes: as a process it gets SIGTERM or SIGKILL.
+//!
 //! A new moment of death is a new [`Phase`] and one more call of `kill_at` in the handler.
 
 use std::fmt;
@@ -14,22 +16,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use lockd::testing::{ChaosConfig, CloseOptions, Entry, Recorder, TestServer, Watchdog, shared};
+use lockd::testing::{ChaosConfig, CloseOptions, Entry, Recorder, Watchdog, shared};
 use lockd_client::{Acquire, CallOptions, Client, Error, Retries, UpdateContext, Wait};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::fixture::{Backend, no_drain, serve};
+use super::fixture::Backend;
 use super::lockd_calls::wait_until;
+use super::node::{Node, Wishes, client_of};
 
 const KEY: &str = "failover";
 const TTL: Duration = Duration::from_secs(20);
 const READER: &str = "reader-multi";
 /// A healthy update takes well below a second; this is for slow machines.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// When the proxy cuts its first connection, and how long the handler rests so that this happens in between.
-const CHAOS_DISCONNECT: Duration = Duration::from_secs(1);
-const CHAOS_REST: Duration = Duration::from_millis(1_200);
+/// How much longer than the proxy's first connection the handler rests, so that it is cut in between.
+const CHAOS_MARGIN: Duration = Duration::from_millis(200);
 
 /// When the primary dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +48,22 @@ impl fmt::Display for Phase {
             Self::BeforeSave => "before-save",
             Self::AfterSave => "after-save",
         })
+    }
+}
+
+/// How it dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Death {
+    Shutdown,
+    Crash,
+}
+
+impl Death {
+    fn befall(self, node: &Node) {
+        match self {
+            Self::Shutdown => node.shutdown(),
+            Self::Crash => node.crash(),
+        }
     }
 }
 
@@ -80,62 +98,71 @@ impl Document {
 }
 
 pub fn an_update_survives_a_kill_at_handler_start(backend: &dyn Backend) {
-    update_survives(backend, Phase::HandlerStart, false);
+    update_survives(backend, Phase::HandlerStart, Death::Shutdown, false);
 }
 
 pub fn an_update_survives_a_kill_before_save(backend: &dyn Backend) {
-    update_survives(backend, Phase::BeforeSave, false);
+    update_survives(backend, Phase::BeforeSave, Death::Shutdown, false);
 }
 
 pub fn an_update_survives_a_kill_after_save(backend: &dyn Backend) {
-    update_survives(backend, Phase::AfterSave, false);
+    update_survives(backend, Phase::AfterSave, Death::Shutdown, false);
 }
 
 pub fn an_update_survives_a_kill_at_handler_start_behind_chaos(backend: &dyn Backend) {
-    update_survives(backend, Phase::HandlerStart, true);
+    update_survives(backend, Phase::HandlerStart, Death::Shutdown, true);
 }
 
 pub fn an_update_survives_a_kill_before_save_behind_chaos(backend: &dyn Backend) {
-    update_survives(backend, Phase::BeforeSave, true);
+    update_survives(backend, Phase::BeforeSave, Death::Shutdown, true);
 }
 
 pub fn an_update_survives_a_kill_after_save_behind_chaos(backend: &dyn Backend) {
-    update_survives(backend, Phase::AfterSave, true);
+    update_survives(backend, Phase::AfterSave, Death::Shutdown, true);
+}
+
+pub fn an_update_survives_a_crash_at_handler_start(backend: &dyn Backend) {
+    update_survives(backend, Phase::HandlerStart, Death::Crash, false);
+}
+
+pub fn an_update_survives_a_crash_before_save(backend: &dyn Backend) {
+    update_survives(backend, Phase::BeforeSave, Death::Crash, false);
+}
+
+pub fn an_update_survives_a_crash_after_save(backend: &dyn Backend) {
+    update_survives(backend, Phase::AfterSave, Death::Crash, false);
 }
 
 /// A pair of servers over one store, and a client that asks the primary first.
 struct Pair {
-    primary: TestServer,
-    backup: TestServer,
+    primary: Node,
+    backup: Node,
     client: Client,
     log: Arc<Recorder>,
 }
 
 impl Pair {
-    fn start(backend: &dyn Backend, chaos: Option<ChaosConfig>, shuffle: bool) -> Self {
+    fn start(backend: &dyn Backend) -> Self {
+        Self::start_with(backend, Wishes::default(), false)
+    }
+
+    /// The wishes are those for the primary.
+    fn start_with(backend: &dyn Backend, wishes: Wishes, shuffle: bool) -> Self {
         let place = backend.open();
-        let builder = || serve(&*place).close_defaults(&[no_drain()]);
-        let primary = match chaos {
-            Some(chaos) => builder().chaos(chaos),
-            None => builder(),
-        };
-        let primary = primary.start().unwrap();
-        let backup = builder().start().unwrap();
+        let primary = Node::start_with(&*place, wishes);
+        let backup = Node::start(&*place);
         let log = Recorder::new(log::Level::Trace);
-        let client = primary
-            .new_client_for_endpoints([primary.url(), backup.url()], |builder| {
-                builder
-                    .endpoint_shuffle(shuffle)
-                    .http_timeout(Duration::from_secs(2))
-                    .failure_retries(Retries::Limited(5))
-                    .logger(log.clone())
-            })
-            .unwrap()
-            .with_options(CallOptions::new().timeout(PATIENCE));
+        let client = client_of([primary.url(), backup.url()], |builder| {
+            builder
+                .endpoint_shuffle(shuffle)
+                .http_timeout(Duration::from_secs(2))
+                .failure_retries(Retries::Limited(5))
+                .logger(log.clone())
+        });
         Self {
             primary,
             backup,
-            client,
+            client: client.with_options(CallOptions::new().timeout(PATIENCE)),
             log,
         }
     }
@@ -167,23 +194,34 @@ fn request() -> Acquire {
     Acquire::key(KEY).ttl(TTL).wait(Wait::Forever)
 }
 
-fn chaos(phase: Phase) -> ChaosConfig {
+fn chaos(backend: &dyn Backend, phase: Phase) -> ChaosConfig {
+    let (seed, disconnect_seconds) = match backend.name() {
+        "disk" => (4242, 3),
+        "nfs" => (1024, 2),
+        _ => (4242, 1),
+    };
     ChaosConfig {
-        seed: 4242 + phase as u64,
+        seed: seed + phase as u64,
         delay_min: Duration::from_millis(5),
         delay_max: Duration::from_millis(20),
-        disconnect_after: Some(CHAOS_DISCONNECT),
+        disconnect_after: Some(Duration::from_secs(disconnect_seconds)),
         disconnects_max: 1,
         ..ChaosConfig::default()
     }
 }
 
 /// TH-15 to TH-21.
-fn update_survives(backend: &dyn Backend, phase: Phase, with_chaos: bool) {
+fn update_survives(backend: &dyn Backend, phase: Phase, death: Death, with_chaos: bool) {
     let _turn = shared();
     let what = format!("{}/{phase}", backend.name());
     let watchdog = Watchdog::start(&what, PATIENCE * 2).unwrap();
-    let pair = Pair::start(backend, with_chaos.then(|| chaos(phase)), false);
+    let chaos = with_chaos.then(|| chaos(backend, phase));
+    let rest = chaos.as_ref().and_then(|chaos| chaos.disconnect_after);
+    let wishes = Wishes {
+        chaos,
+        ..Wishes::default()
+    };
+    let pair = Pair::start_with(backend, wishes, false);
     let log = pair.log.clone();
     watchdog.note("client log", move || log.summary());
     let (primary, backup) = (pair.primary.url(), pair.backup.url());
@@ -193,7 +231,7 @@ fn update_survives(backend: &dyn Backend, phase: Phase, with_chaos: bool) {
     let runs = AtomicUsize::new(0);
     let kill_at = |now: Phase| {
         if now == phase {
-            pair.primary.server().shutdown_with(no_drain());
+            death.befall(&pair.primary);
         }
     };
     let outcome = pair.client.acquire_for_update(request(), |ctx| {
@@ -203,8 +241,8 @@ fn update_survives(backend: &dyn Backend, phase: Phase, with_chaos: bool) {
         assert_eq!((snapshot.payload.as_str(), snapshot.count), (seed.payload.as_str(), 2));
         assert_eq!(snapshot.blob.len(), seed.blob.len());
         kill_at(Phase::BeforeSave);
-        if with_chaos {
-            ctx.cancel_token().wait(CHAOS_REST);
+        if let Some(rest) = rest {
+            ctx.cancel_token().wait(rest + CHAOS_MARGIN);
         }
         ctx.save(&snapshot.changed())?;
         kill_at(Phase::AfterSave);
@@ -218,7 +256,8 @@ fn update_survives(backend: &dyn Backend, phase: Phase, with_chaos: bool) {
         Some(acquired) => pair.way_over(acquired),
         None => (None, None),
     };
-    print_summary(&what, with_chaos, &pair.log, failed.as_deref(), served.as_deref());
+    let what = format!("{what} death={death:?} chaos={with_chaos}");
+    print_summary(&what, &pair.log, failed.as_deref(), served.as_deref());
 
     // 1, 2: the handler ran, and everything went well in one round.
     assert_eq!(runs.load(Ordering::SeqCst), 1);
@@ -250,7 +289,7 @@ fn update_survives(backend: &dyn Backend, phase: Phase, with_chaos: bool) {
 
 /// Straight to standard error, past the capture of the test runner: the log of every run must show that the failover
 /// took place, also of those that passed.
-fn print_summary(what: &str, chaos: bool, log: &Recorder, failed: Option<&Entry>, served: Option<&Entry>) {
+fn print_summary(what: &str, log: &Recorder, failed: Option<&Entry>, served: Option<&Entry>) {
     let field = |entry: Option<&Entry>, name: &str| match entry.and_then(|entry| entry.field(name)) {
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),
@@ -258,7 +297,7 @@ fn print_summary(what: &str, chaos: bool, log: &Recorder, failed: Option<&Entry>
     };
     let line = |entry: Option<&Entry>| entry.map_or_else(|| "MISSING".to_owned(), Entry::to_string);
     let text = format!(
-        "failover log summary: test={what} chaos={chaos} alternate={} status={} transport_error={} error_endpoint={}\n\
+        "failover log summary: test={what} alternate={} status={} transport_error={} error_endpoint={}\n\
          failed at the primary: {}\nserved by the backup: {}\n{}\n",
         field(served, "endpoint"),
         field(served, "status"),
@@ -279,7 +318,7 @@ fn print_straight(text: &str) {
 pub fn an_update_survives_whichever_server_granted_its_lease(backend: &dyn Backend) {
     let _turn = shared();
     let _watchdog = Watchdog::start("shuffled failover", PATIENCE * 2).unwrap();
-    let pair = Pair::start(backend, None, true);
+    let pair = Pair::start_with(backend, Wishes::default(), true);
     let seed = Document::seed(backend);
     pair.seed(&seed);
     let granted_by_primary = |ctx: &UpdateContext| ctx.endpoint() == Some(&*pair.primary.url());
@@ -289,7 +328,7 @@ pub fn an_update_survives_whichever_server_granted_its_lease(backend: &dyn Backe
             true => (&pair.primary, &pair.backup),
             false => (&pair.backup, &pair.primary),
         };
-        victim.server().shutdown_with(no_drain());
+        victim.shutdown();
         ctx.save(&snapshot.changed())?;
         Ok(survivor)
     });
@@ -310,12 +349,15 @@ pub fn an_update_survives_whichever_server_granted_its_lease(backend: &dyn Backe
 pub fn a_drain_under_a_handler_makes_it_run_again_elsewhere(backend: &dyn Backend) {
     let _turn = shared();
     let _watchdog = Watchdog::start("drain under a handler", PATIENCE * 2).unwrap();
-    let pair = Pair::start(backend, None, false);
+    let wishes = Wishes {
+        close: CloseOptions::new()
+            .drain_leases(Duration::from_secs(8))
+            .shutdown_timeout(Duration::from_secs(10)),
+        ..Wishes::default()
+    };
+    let pair = Pair::start_with(backend, wishes, false);
     let seed = Document::seed(backend);
     pair.seed(&seed);
-    let drain = CloseOptions::new()
-        .drain_leases(Duration::from_secs(8))
-        .shutdown_timeout(Duration::from_secs(10));
     let mut granted_by = Vec::new();
     thread::scope(|scope| {
         // The renewal after half of this is what the announcement of the drain comes back with.
@@ -325,7 +367,7 @@ pub fn a_drain_under_a_handler_makes_it_run_again_elsewhere(backend: &dyn Backen
             assert_eq!(snapshot.count, 2);
             granted_by.push(ctx.endpoint().unwrap().to_owned());
             if granted_by.len() == 1 {
-                scope.spawn(|| pair.primary.server().shutdown_with(drain));
+                scope.spawn(|| pair.primary.shutdown());
                 wait_until("the lease is given back", || ctx.is_released());
             }
             ctx.save(&snapshot.changed())?;
@@ -348,7 +390,7 @@ pub fn a_drain_under_a_handler_makes_it_run_again_elsewhere(backend: &dyn Backen
 pub fn a_removal_survives_the_loss_of_its_server(backend: &dyn Backend) {
     let _turn = shared();
     let watchdog = Watchdog::start("remove failover", PATIENCE * 2).unwrap();
-    let pair = Pair::start(backend, None, false);
+    let pair = Pair::start(backend);
     let log = pair.log.clone();
     watchdog.note("client log", move || log.summary());
     let (primary, backup) = (pair.primary.url(), pair.backup.url());
@@ -356,7 +398,7 @@ pub fn a_removal_survives_the_loss_of_its_server(backend: &dyn Backend) {
 
     let lease = pair.client.acquire(request()).unwrap();
     assert_eq!(lease.endpoint(), Some(&*primary));
-    pair.primary.server().shutdown_with(no_drain());
+    pair.primary.shutdown();
     let outcome = lease.remove();
 
     let begun = pair.log.first(|entry| entry.message == "client.remove.start");
@@ -390,10 +432,10 @@ pub fn a_removal_survives_the_loss_of_its_server(backend: &dyn Backend) {
 /// With nobody left the client says so, names both, and tells an unknown outcome from a refusal.
 pub fn without_any_server_the_client_names_everyone_it_asked(backend: &dyn Backend) {
     let _turn = shared();
-    let pair = Pair::start(backend, None, false);
+    let pair = Pair::start(backend);
     let lease = pair.client.acquire(request()).unwrap();
-    pair.primary.server().shutdown_with(no_drain());
-    pair.backup.server().shutdown_with(no_drain());
+    pair.primary.shutdown();
+    pair.backup.shutdown();
     let error = lease.save(&json!({})).unwrap_err();
     assert!(error.is_transport() && !error.is_lease_lost(), "{error}");
     let Error::Unreachable(unreachable) = &error else {

@@ -34,6 +34,11 @@ pub trait Place {
     /// The store as a daemon, a process of its own, is told it. Memory cannot be shared with another process, so there
     /// each daemon has its own.
     fn url(&self) -> String;
+
+    /// Whether the servers of this place are daemons; see [`Node`](super::node::Node).
+    fn servers_are_processes(&self) -> bool {
+        false
+    }
 }
 
 /// A server under test. Stops without drain when it is dropped.

@@ -4,6 +4,8 @@
 pub mod fixture;
 pub mod http;
 pub mod lockd_calls;
+pub mod node;
+pub mod process;
 
 pub mod smoke;
 

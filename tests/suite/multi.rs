@@ -4,16 +4,16 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use lockd::testing::{TestServer, shared};
+use lockd::testing::shared;
 use lockd_client::{Acquire, Client, LeaseRef, Session, Wait};
 use serde_json::{Value, json};
 
-use super::fixture::{Backend, no_drain, serve};
+use super::fixture::Backend;
+use super::node::{Node, client_of};
 
-fn start_two(backend: &dyn Backend) -> (TestServer, TestServer) {
+fn start_two(backend: &dyn Backend) -> (Node, Node) {
     let place = backend.open();
-    let start = || serve(&*place).start().unwrap();
-    (start(), start())
+    (Node::start(&*place), Node::start(&*place))
 }
 
 fn patient(key: &str) -> Acquire {
@@ -150,17 +150,12 @@ pub fn a_rollback_at_another_server_drops_what_was_staged(backend: &dyn Backend)
 /// A crash leaves the lease in the store: it is valid at the other server, and nobody else gets the key.
 pub fn a_lease_survives_the_crash_of_the_server_that_granted_it(backend: &dyn Backend) {
     let _turn = shared();
-    let place = backend.open();
-    let one = serve(&*place).start().unwrap();
-    let two = serve(&*place).close_defaults(&[no_drain()]).start().unwrap();
-    let both = [one.url(), two.url()];
-    let client = one
-        .new_client_for_endpoints(both, |builder| builder.endpoint_shuffle(false))
-        .unwrap();
+    let (one, two) = start_two(backend);
+    let client = client_of([one.url(), two.url()], |builder| builder.endpoint_shuffle(false));
     let lease = client.acquire(patient("k")).unwrap();
     assert_eq!(lease.endpoint(), Some(&*one.url()));
     lease.save(&json!({"n": 1})).unwrap();
-    one.abort();
+    one.crash();
     let error = two.client().acquire(Acquire::key("k").wait(Wait::No)).unwrap_err();
     assert!(error.is_waiting(), "{error}");
     assert_eq!(read(&lease), Some(json!({"n": 1})));

@@ -4,19 +4,20 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use lockd::clock::{Clock, Moment, SystemClock};
 use lockd::drain_plan::CloseOptions;
 use serde_json::json;
 
-use super::fixture::{Backend, ServerOptions, TestServer};
+use super::fixture::Backend;
 use super::http::{Connection, send};
-use super::lockd_calls::{Held, acquire, acquire_with, describe, get_public, hold, hold_in};
+use super::lockd_calls::{Held, acquire, acquire_with, describe, get_public, hold, hold_in, wait_until};
+use super::node::{Node, Wishes};
 use super::scene::{Scene, txn_id};
 
 /// LS-106: a holder whose server has crashed goes on at the next one with the same lease, and nothing it staged is lost.
 pub fn a_lease_and_its_staged_state_survive_a_crash(backend: &dyn Backend) {
-    let mut scene = Scene::open(backend);
-    let first = scene.address();
+    let place = backend.open();
+    let node = Node::start(&*place);
+    let first = node.address();
     let states = [
         ("small", "1".to_owned()),
         ("large", format!("\"{}\"", "x".repeat(50_000))),
@@ -29,9 +30,9 @@ pub fn a_lease_and_its_staged_state_survive_a_crash(backend: &dyn Backend) {
     let [one, other] = ["one", "other"].map(|key| hold_in(first, key, &txn_id(1)));
     one.update("1").expect(200);
     other.update("1").expect(200);
-    scene.servers[0].server.abort();
-    drop(scene.servers.remove(0));
-    let second = scene.add_server();
+    node.crash();
+    let node = Node::start(&*place);
+    let second = node.address();
     for (held, (key, state)) in held.iter().map(|held| held.at(second)).zip(&states) {
         assert_eq!(acquire(second, key).error(), (409, "waiting".to_owned()));
         assert!(held.get().expect(200).body == state.as_bytes());
@@ -52,8 +53,9 @@ pub fn a_lease_and_its_staged_state_survive_a_crash(backend: &dyn Backend) {
 
 /// LS-109: acquired at one server, written at another, released at a third: visible at once on all of them.
 pub fn a_lease_may_wander_over_the_servers(backend: &dyn Backend) {
-    let scene = Scene::with_servers(backend, 3);
-    let addresses = scene.addresses();
+    let place = backend.open();
+    let nodes = [(); 3].map(|()| Node::start(&*place));
+    let addresses = nodes.each_ref().map(Node::address);
     for round in 0..9 {
         let at = |offset: usize| addresses[(round + offset) % 3];
         let held = hold(at(0), "a");
@@ -74,7 +76,6 @@ pub fn a_lease_may_wander_over_the_servers(backend: &dyn Backend) {
             assert_eq!(public.header("X-Key-Version"), Some((round + 1).to_string().as_str()));
         }
     }
-    scene.assert_no_transactions();
 }
 
 /// LS-111: what a server has granted is honoured by the others when it is gone, for as long as it lives.
@@ -103,9 +104,8 @@ pub fn a_lease_outlives_the_server_that_granted_it(backend: &dyn Backend) {
 /// LS-112: a waiter hears of a release on another server, long before the lease would have run out.
 pub fn a_waiter_hears_of_a_release_on_another_server(backend: &dyn Backend) {
     let place = backend.open();
-    let start = || TestServer::start(place.store(), ServerOptions::default());
-    let servers = [start(), start()];
-    let [first, second] = [servers[0].address, servers[1].address];
+    let nodes = [(); 2].map(|()| Node::start(&*place));
+    let [first, second] = nodes.each_ref().map(Node::address);
     for round in 0..5 {
         let ttl = json!({"key": "a", "owner": "holder", "ttl_seconds": 1500, "block_seconds": -1});
         let held = Held::from_answer(second, &acquire_with(second, &ttl));
@@ -143,14 +143,14 @@ pub fn a_waiter_is_woken_by_the_report_of_a_change(backend: &dyn Backend) {
 
 /// LS-114: a server is healthy until it is gone; it is ready until it drains.
 pub fn probes_say_whether_a_server_lives_and_serves(backend: &dyn Backend) {
-    let options = ServerOptions {
+    let wishes = Wishes {
         close: CloseOptions::new()
             .drain_leases(Duration::from_secs(20))
             .shutdown_timeout(Duration::from_secs(25)),
-        ..ServerOptions::default()
+        ..Wishes::default()
     };
-    let server = TestServer::start(backend.open().store(), options);
-    let probe = |path: &str, method: &str| send(server.address, method, path, &[], b"");
+    let node = Arc::new(Node::start_with(&*backend.open(), wishes));
+    let probe = |path: &str, method: &str| send(node.address(), method, path, &[], b"");
     for path in ["/healthz", "/readyz"] {
         for method in ["GET", "POST", "HEAD"] {
             let answer = probe(path, method).expect(200);
@@ -158,17 +158,10 @@ pub fn probes_say_whether_a_server_lives_and_serves(backend: &dyn Backend) {
         }
     }
     // A lease holds the drain open until it is released.
-    let held = hold(server.address, "a");
-    let stopping = Arc::clone(&server.server);
+    let held = hold(node.address(), "a");
+    let stopping = Arc::clone(&node);
     let stopper = thread::spawn(move || stopping.shutdown());
-    let deadline = SystemClock::new();
-    while probe("/readyz", "GET").status == 200 {
-        assert!(
-            deadline.now().since(Moment::ZERO) < Duration::from_secs(15),
-            "the drain does not begin"
-        );
-        thread::yield_now();
-    }
+    wait_until("the drain begins", || probe("/readyz", "GET").status != 200);
     let healthy = probe("/healthz", "GET").expect(200);
     assert_eq!(
         (healthy.body.len(), healthy.header("Shutdown-Imminent")),

@@ -301,6 +301,12 @@ impl SharedLogStore {
         self.engine.core.counting.counters()
     }
 
+    /// How many bodies the log itself holds; the others are files.
+    #[doc(hidden)]
+    pub fn bodies_in_log(&self) -> usize {
+        self.core().index.read().bodies.len()
+    }
+
     /// Writes a snapshot now. False: another process is writing one. It happens by itself when the log has outgrown what
     /// is live in it.
     pub fn compact(&self) -> Result<bool, StoreError> {
