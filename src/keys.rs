@@ -27,7 +27,8 @@ use crate::ids::Xid;
 #[serde(transparent)]
 pub struct Namespace(Arc<str>);
 
-/// A key in its one form: lower case, segments of `a-z 0-9 . _ -` with `/` between them, 1 to 128 bytes in all.
+/// A key in its one form: lower case, segments of `a-z 0-9 . _ -` with `/` between them, 1 to 128 bytes in all. Only the key
+/// of a message's state may be longer, because it holds the name of a queue.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Key(Arc<str>);
@@ -105,8 +106,9 @@ impl Key {
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let name = text.trim();
         let name = name.strip_prefix('/').unwrap_or(name);
-        if name.len() > NAME_BYTES_MAX {
-            return Err(NameError(format!("key is longer than {NAME_BYTES_MAX} bytes")));
+        if NAME_BYTES_MAX < name.len() {
+            return queue_state_key_from(name)
+                .ok_or_else(|| NameError(format!("key is longer than {NAME_BYTES_MAX} bytes")));
         }
         let mut key = String::with_capacity(name.len());
         for segment in name.split('/') {
@@ -272,6 +274,17 @@ pub fn queue_state_key(queue: &QueueName, id: MessageId) -> Key {
     Key(format!("q/{queue}/state/{id}").into())
 }
 
+/// The key of a message's state, from text that is longer than other keys may be.
+fn queue_state_key_from(text: &str) -> Option<Key> {
+    let mut segments = text.split('/').map(str::trim);
+    let (first, queue, kind) = (segments.next()?, segments.next()?, segments.next()?);
+    let id = MessageId::parse(&segments.next()?.to_ascii_lowercase())?;
+    if !first.eq_ignore_ascii_case("q") || !kind.eq_ignore_ascii_case("state") || segments.next().is_some() {
+        return None;
+    }
+    Some(queue_state_key(&QueueName::parse(queue).ok()?, id))
+}
+
 /// Where the configuration of a namespace lives.
 pub fn namespace_record(namespace: &Namespace) -> RecordKey {
     RecordKey::new(["n/", namespace.as_str()].concat())
@@ -314,6 +327,32 @@ mod tests {
         assert_eq!(echoed_key("shop", &shop), "shop");
         assert_eq!(echoed_key("shopping/a", &shop), "shopping/a");
         assert_eq!(echoed_key("\u{fc}\u{fc}\u{fc}", &shop), "\u{fc}\u{fc}\u{fc}");
+    }
+
+    #[test]
+    fn the_key_of_a_state_may_be_as_long_as_the_name_of_its_queue_makes_it() {
+        let id = MessageId::parse("0198f2aa-6d10-7c3b-9e55-0b1c2d3e4f50").unwrap();
+        for queue_bytes in [1, 84, 85, 86, 128] {
+            let queue = "q".repeat(queue_bytes);
+            let key = queue_state_key(&QueueName::parse(&queue).unwrap(), id);
+            assert_eq!(Key::parse(key.as_str()), Ok(key.clone()));
+            assert_eq!(
+                Key::parse(&format!(" /{} ", key.as_str().to_uppercase())),
+                Ok(key.clone())
+            );
+            assert!(key.is_queue_state());
+        }
+        let long = "q".repeat(128);
+        for bad in [
+            format!("q/{long}q/state/{id}"),
+            format!("q/{long}/msg/{id}"),
+            format!("q/{long}/state/{id}/x"),
+            format!("q/{long}/state/x"),
+            format!("x/{long}/state/{id}"),
+            format!("q/{long}//{id}"),
+        ] {
+            assert!(Key::parse(&bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

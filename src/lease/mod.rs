@@ -12,8 +12,9 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::ids::{IdMaker, Xid};
 use crate::keys::TXN_PREFIX;
-use crate::record::{KeyRecord, Participant, TxnRecord};
-use crate::txn::rules::{Decision, decide, is_member_alive, leave};
+use crate::record::KeyRecord;
+use crate::txn::rules::{Decision, Leased, is_member_alive, leave};
+use crate::txn::settle;
 use rules::{Credentials, Grant, Reason, ReleaseCase, clamp_ttl};
 use table::{KeyName, KeyTable, Step, View};
 
@@ -114,7 +115,11 @@ impl Leases {
             let page = store.list(TXN_PREFIX, after.as_ref(), PAGE)?;
             for listed in &page {
                 for member in self.table.members(&listed.key)? {
-                    let key = self.table.read(&member_name(&member))?;
+                    // Messages come back by themselves, whoever holds them.
+                    let Some(name) = KeyName::of(&member.subject) else {
+                        continue;
+                    };
+                    let key = self.table.read(&name)?.map(Leased::Key);
                     living += usize::from(is_member_alive(&member, key.as_ref(), self.table.now()));
                     if limit <= living {
                         return Ok(living);
@@ -176,42 +181,21 @@ fn end_lease(view: &mut View<'_>, name: &KeyName, rollback: bool) -> Result<Step
         };
         return Ok(Step::Write(Box::new(ended), Released::Done));
     }
-    let (txn, etag) = view.txn(&lease.txn_id)?;
     let wanted = if rollback { Decision::Rollback } else { Decision::Commit };
-    let mut members = Vec::with_capacity(txn.participants.len());
-    for member in &txn.participants {
-        members.push(view.other(&member_name(member))?);
-    }
-    let verdict = decide(&txn, &members, wanted, now);
-    let mut own_is_ended = false;
-    for (index, ended) in &verdict.ended {
-        let member = member_name(&txn.participants[*index]);
-        own_is_ended |= member == *name;
-        view.put_decided(&member, ended);
-    }
-    let mut remaining = TxnRecord {
-        participants: verdict.remaining,
-    };
-    if !own_is_ended {
+    let settled = settle(view, &lease.txn_id, wanted, None)?;
+    if !settled.has_ended(&name.subject()) {
         // A rollback may be asked for by a member that has staged nothing; its own lease ends with it.
         view.put_decided(name, &rules::cleared(&record, now));
-        remaining = leave(&remaining, &lease.id);
+        let (txn, etag) = view.txn(&lease.txn_id)?;
+        view.put_txn(&lease.txn_id, &leave(&txn, &lease.id), etag);
     }
-    view.put_txn(&lease.txn_id, &remaining, etag);
-    if verdict.conflict {
+    if settled.conflict {
         return Ok(Step::WriteAll(Err(Error::Refused(rules::refused(
             &record,
             Reason::TxnConflict,
         )))));
     }
     Ok(Step::WriteAll(Ok(Released::Done)))
-}
-
-fn member_name(member: &Participant) -> KeyName {
-    KeyName {
-        namespace: member.namespace.clone(),
-        key: member.key.clone(),
-    }
 }
 
 #[cfg(test)]

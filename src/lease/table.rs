@@ -16,11 +16,15 @@ use crate::ids::Xid;
 use crate::keys::{self, Key, Namespace};
 use crate::lease::rules::{Now, Refused};
 use crate::queue::{News, QueueChanges};
-use crate::record::{KeyRecord, LeaseRecord, Participant, TxnRecord, decode_key, decode_txn, encode_key, encode_txn};
+use crate::record::{
+    KeyRecord, LeaseRecord, Participant, Subject, TxnRecord, decode_key, decode_message, decode_txn, encode_key,
+    encode_txn,
+};
 use crate::store::{
     Batch, BodyId, Change, Etag, Precondition, RecordKey, RecordWrite, Store, StoreError, Stored, Written,
 };
 use crate::txn;
+use crate::txn::rules::Leased;
 
 /// How often a change may lose its race against other writers before it gives up.
 const ROUNDS_MAX: usize = 100;
@@ -49,10 +53,28 @@ impl KeyName {
 
     fn member(&self, lease_id: &Xid, enlisted: bool) -> Participant {
         Participant {
-            namespace: self.namespace.clone(),
-            key: self.key.clone(),
+            subject: self.subject(),
             lease_id: lease_id.clone(),
             enlisted,
+        }
+    }
+
+    /// This key as one that can take part in a transaction.
+    pub fn subject(&self) -> Subject {
+        Subject::Key {
+            namespace: self.namespace.clone(),
+            key: self.key.clone(),
+        }
+    }
+
+    /// The key that takes part, if it is one.
+    pub fn of(subject: &Subject) -> Option<KeyName> {
+        match subject {
+            Subject::Key { namespace, key } => Some(KeyName {
+                namespace: namespace.clone(),
+                key: key.clone(),
+            }),
+            Subject::Message { .. } => None,
         }
     }
 }
@@ -242,6 +264,8 @@ pub struct View<'a> {
     now: Now,
     /// The keys that have been read so far; the one that is being changed comes first.
     read: Vec<(RecordKey, Option<(KeyRecord, Etag)>)>,
+    /// Records of another kind that have been read so far.
+    stored: Vec<(RecordKey, Option<Stored>)>,
     writes: Vec<PendingWrite>,
     /// Transactions as they will be. Several leases of one batch may belong to the same one.
     txns: Vec<PendingTxn>,
@@ -275,6 +299,7 @@ impl<'a> View<'a> {
             name,
             now: table.now(),
             read: Vec::new(),
+            stored: Vec::new(),
             writes: Vec::with_capacity(2),
             txns: Vec::new(),
         }
@@ -302,9 +327,36 @@ impl<'a> View<'a> {
         Ok(self.load(name)?.map(|(record, _)| record.clone()))
     }
 
-    /// A record of another kind than a key's or a transaction's, as it is in the store.
-    pub fn stored(&self, record_key: &RecordKey) -> Result<Option<Stored>, Error> {
-        Ok(self.table.store.read(record_key)?)
+    /// A record of another kind than a key's or a transaction's. Within a round it is always the same.
+    pub fn stored(&mut self, record_key: &RecordKey) -> Result<Option<Stored>, Error> {
+        if let Some((_, found)) = self.stored.iter().find(|(known, _)| known == record_key) {
+            return Ok(found.clone());
+        }
+        let found = self.table.store.read(record_key)?;
+        self.stored.push((record_key.clone(), found.clone()));
+        Ok(found)
+    }
+
+    /// What a member of a transaction has leased, as it is kept.
+    pub fn leased(&mut self, subject: &Subject) -> Result<Option<Leased>, Error> {
+        match subject {
+            Subject::Key { .. } => {
+                let Some(name) = KeyName::of(subject) else {
+                    return Ok(None);
+                };
+                Ok(self.other(&name)?.map(Leased::Key))
+            }
+            Subject::Message { queue, id } => {
+                let record_key = keys::message_record(queue, *id);
+                let Some(stored) = self.stored(&record_key)? else {
+                    return Ok(None);
+                };
+                match decode_message(&stored.value) {
+                    Ok(record) => Ok(Some(Leased::Message(record))),
+                    Err(cause) => Err(Error::CorruptRecord { key: record_key, cause }),
+                }
+            }
+        }
     }
 
     /// Adds the write of a record of another kind to the batch, with the bodies that no record names after it and what
@@ -367,10 +419,15 @@ impl<'a> View<'a> {
     pub fn delete_key(&mut self, name: &KeyName) -> Result<(), Error> {
         let before = self.load(name)?.map(|(before, _)| before);
         if let Some(old) = before.and_then(|before| before.lease.clone()) {
-            self.leave(&old)?;
+            self.leave(&old.txn_id, &old.id, old.explicit)?;
         }
         self.write_key(name, None);
         Ok(())
+    }
+
+    /// The same for a member of a transaction that is being decided.
+    pub fn delete_decided(&mut self, name: &KeyName) {
+        self.write_key(name, None);
     }
 
     fn write_key(&mut self, name: &KeyName, record: Option<&KeyRecord>) {
@@ -390,7 +447,7 @@ impl<'a> View<'a> {
         let new_lease = record.and_then(|record| record.lease.as_ref());
         let ends = before.is_some_and(|(before, _)| ends_sooner(before.lease.as_ref(), new_lease));
         let change = record.map_or(Change::Delete, |record| Change::Put(encode_key(record)));
-        self.writes.push(PendingWrite {
+        let pending = PendingWrite {
             write: RecordWrite {
                 key: record_key,
                 precondition,
@@ -398,7 +455,12 @@ impl<'a> View<'a> {
             },
             dropped,
             tells: if ends { Tells::LeaseEnded } else { Tells::Nobody },
-        });
+        };
+        // A batch holds each record once: what is put later in a round takes the place of what was put before.
+        match (self.writes.iter_mut()).find(|earlier| earlier.write.key == pending.write.key) {
+            Some(earlier) => *earlier = pending,
+            None => self.writes.push(pending),
+        }
     }
 
     /// Writes a transaction's record, or deletes it when nobody takes part any more.
@@ -460,68 +522,66 @@ impl<'a> View<'a> {
             return Ok(());
         }
         if let Some(old) = old {
-            self.leave(old)?;
+            self.leave(&old.txn_id, &old.id, old.explicit)?;
         }
         if let Some(new) = new {
-            self.join(name, new)?;
+            self.join(&new.txn_id, name.member(&new.id, false), new.explicit)?;
         }
         Ok(())
     }
 
-    fn leave(&mut self, old: &LeaseRecord) -> Result<(), Error> {
-        if old.explicit {
-            let (txn, etag) = self.txn(&old.txn_id)?;
-            if etag.is_none() {
-                return Ok(());
-            }
-            let mut left = txn::rules::lose(&txn, &old.id);
-            // Once nobody of the transaction lives, there is nothing left to decide and its record goes.
-            let mut somebody_lives = false;
-            for member in left.participants.iter().filter(|member| member.lease_id != old.id) {
-                let key = self.other(&KeyName {
-                    namespace: member.namespace.clone(),
-                    key: member.key.clone(),
-                })?;
-                somebody_lives |= txn::rules::is_member_alive(member, key.as_ref(), self.now);
-            }
-            if !somebody_lives {
-                left.participants.clear();
-            }
-            self.put_txn(&old.txn_id, &left, etag);
-        } else {
+    /// A lease leaves its transaction without a decision. `explicit`: the transaction was named and may have other members.
+    pub fn leave(&mut self, txn_id: &Xid, lease_id: &Xid, explicit: bool) -> Result<(), Error> {
+        if !explicit {
             // A minted transaction has one member, and whoever joins it turns that member's lease explicit in the same
             // batch: this round would lose its race on the key's record.
-            self.set_txn(&old.txn_id, TxnRecord::default(), Precondition::Any);
+            self.set_txn(txn_id, TxnRecord::default(), Precondition::Any);
+            return Ok(());
         }
+        let (txn, etag) = self.txn(txn_id)?;
+        if etag.is_none() {
+            return Ok(());
+        }
+        let mut left = txn::rules::lose(&txn, lease_id);
+        // Once nobody of the transaction lives, there is nothing left to decide and its record goes.
+        let mut somebody_lives = false;
+        for member in left.participants.iter().filter(|member| member.lease_id != *lease_id) {
+            let leased = self.leased(&member.subject)?;
+            somebody_lives |= txn::rules::is_member_alive(member, leased.as_ref(), self.now);
+        }
+        if !somebody_lives {
+            left.participants.clear();
+        }
+        self.put_txn(txn_id, &left, etag);
         Ok(())
     }
 
-    fn join(&mut self, name: &KeyName, new: &LeaseRecord) -> Result<(), Error> {
-        let (mut txn, etag) = if new.explicit {
-            self.txn(&new.txn_id)?
+    /// A lease joins a transaction; a minted one that begins with it, or one that its holder has named.
+    pub fn join(&mut self, txn_id: &Xid, member: Participant, explicit: bool) -> Result<(), Error> {
+        let (mut txn, etag) = if explicit {
+            self.txn(txn_id)?
         } else {
             (TxnRecord::default(), None)
         };
         // Joining a transaction that acquire minted: from now on the lease that it was minted for is one of several.
-        for member in txn.participants.clone() {
-            let other = KeyName {
-                namespace: member.namespace.clone(),
-                key: member.key.clone(),
+        for known in txn.participants.clone() {
+            let Some(other) = KeyName::of(&known.subject) else {
+                continue;
             };
             let Some(mut key) = self.other(&other)? else { continue };
             let Some(lease) = key
                 .lease
                 .as_mut()
-                .filter(|lease| lease.id == member.lease_id && !lease.explicit)
+                .filter(|lease| lease.id == known.lease_id && !lease.explicit)
             else {
                 continue;
             };
             lease.explicit = true;
             let enlisted = key.staged.is_some();
-            txn = txn::rules::join(&txn, other.member(&member.lease_id, enlisted));
+            txn = txn::rules::join(&txn, other.member(&known.lease_id, enlisted));
             self.put_decided(&other, &key);
         }
-        self.put_txn(&new.txn_id, &txn::rules::join(&txn, name.member(&new.id, false)), etag);
+        self.put_txn(txn_id, &txn::rules::join(&txn, member), etag);
         Ok(())
     }
 

@@ -10,8 +10,9 @@ use crate::ids::Xid;
 use crate::keys::{MessageId, QueueId};
 use crate::lease::rules::{self as lease_rules, Grant};
 use crate::lease::table::View;
-use crate::record::{Body, KeyRecord, MessageLease, MessageRecord, StateGrant};
+use crate::record::{Attributes, Body, KeyRecord, MessageLease, MessageRecord, Participant, StateGrant};
 use crate::store::{Store, StoreError};
+use crate::txn::rules as txn_rules;
 
 /// A wish for the lease of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,7 +151,7 @@ impl Queues {
             id: self.ids.xid(),
             owner: Arc::clone(&request.owner),
             txn_id: request.txn_id.clone().unwrap_or_else(|| self.ids.xid()),
-            explicit: false,
+            explicit: request.txn_id.is_some(),
             state: None,
         };
         let expires_at_ms = rules::lease_end(request.visibility_seconds, now);
@@ -159,6 +160,15 @@ impl Queues {
                 Ok(granted) => lease.state = Some(granted),
                 Err(held) => return Ok(Err(held)),
             }
+        }
+        place.leave_lapsed(view, found, &lease)?;
+        if lease.explicit {
+            let member = Participant {
+                subject: place.subject(),
+                lease_id: lease.id.clone(),
+                enlisted: true,
+            };
+            view.join(&lease.txn_id, member, true)?;
         }
         let grant = MessageGrant {
             lease,
@@ -219,9 +229,25 @@ impl Queues {
     }
 }
 
+impl Place<'_> {
+    /// The lapsed lease of a message leaves the transaction that its consumer named. A transaction that loses a message is
+    /// lost, unless the message comes back to it with the new lease.
+    fn leave_lapsed(self, view: &mut View<'_>, found: &Found, new: &MessageLease) -> Result<(), Error> {
+        let Some(lapsed) = found.record.lease.as_ref().filter(|lapsed| lapsed.explicit) else {
+            return Ok(());
+        };
+        if new.explicit && new.txn_id == lapsed.txn_id {
+            let (txn, etag) = view.txn(&new.txn_id)?;
+            view.put_txn(&new.txn_id, &txn_rules::forget(&txn, &self.subject()), etag);
+            return Ok(());
+        }
+        view.leave(&lapsed.txn_id, &lapsed.id, true)
+    }
+}
+
 /// States of messages do not appear in queries, unless somebody has said that this one shall.
-fn hidden_unless_shown(before: Option<&KeyRecord>) -> crate::record::Attributes {
-    let hidden = crate::record::Attributes {
+fn hidden_unless_shown(before: Option<&KeyRecord>) -> Attributes {
+    let hidden = Attributes {
         query_hidden: Some(true),
     };
     before.map_or(hidden, |record| hidden.overlaid(record.attributes))

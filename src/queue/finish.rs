@@ -1,15 +1,16 @@
 //! What a consumer does with a message that it holds, and what becomes of one that nobody will get.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use super::deliver::with_state_lease_end;
 use super::rules::{self, Holder, Nack, Refusal, Standing};
 use super::{Delivered, Found, Place, Queues};
 use crate::error::Error;
+use crate::ids::Xid;
 use crate::keys::{MessageId, QueueId};
 use crate::lease::rules as lease_rules;
-use crate::lease::table::View;
-use crate::record::{MessageRecord, StateGrant};
+use crate::lease::table::{KeyName, View};
+use crate::record::{KeyRecord, MessageRecord, StateGrant};
+use crate::txn;
+use crate::txn::rules::{self as txn_rules, Decision};
 
 /// A lease that was prolonged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,30 +23,48 @@ pub struct Extended {
 
 impl Queues {
     /// Removes a message that its consumer has dealt with, its state included, and returns its last record.
+    ///
+    /// In a transaction that the consumer named, this commits the whole transaction.
     pub fn ack(&self, queue: &QueueId, id: MessageId, by: &Holder) -> Result<MessageRecord, Error> {
         let place = Place { queue, id };
-        self.table.transact(&[], |view| {
+        let answer = self.table.transact(&[], |view| {
             let found = place.require(view)?;
             rules::ack(&found.record, by, view.now())?;
+            if let Some(txn_id) = found.named_txn() {
+                let settled = txn::settle(view, txn_id, Decision::Commit, None)?;
+                if settled.conflict {
+                    return Ok(Err(Refusal::TxnConflict));
+                }
+                if settled.has_ended(&place.subject()) {
+                    return Ok(Ok(found.record));
+                }
+            }
             place.remove(view, &found);
-            place.remove_state(view, &found)?;
-            Ok(found.record)
-        })
+            place.end_state(view, &found, StateEnd::Remove)?;
+            Ok(Ok(found.record))
+        })?;
+        Ok(answer?)
     }
 
     /// Gives a message back, for another try or, when it has failed too often, to be put aside. What was staged of its
     /// state is committed. Returns the new record.
+    ///
+    /// In a transaction that the consumer named, this rolls the whole transaction back, and with it what was staged of the
+    /// state; the message becomes what the nack says all the same.
     pub fn nack(&self, queue: &QueueId, id: MessageId, by: &Holder, nack: &Nack) -> Result<MessageRecord, Error> {
         let place = Place { queue, id };
         self.table.transact(&[], |view| {
             let found = place.require(view)?;
             let nacked = rules::nack(&found.record, by, nack, view.now())?;
-            place.end_state(view, &found, StateEnd::Commit)?;
-            if rules::standing(&nacked, view.now()) == Standing::Dead {
-                place.bury(view, &found, &rules::dead(&nacked, &rfc3339(view.now().ms), view.now()));
-            } else {
-                place.put(view, &found, &nacked);
+            if let Some(txn_id) = found.named_txn() {
+                let subject = place.subject();
+                let settled = txn::settle(view, txn_id, Decision::Rollback, Some((&subject, &nacked)))?;
+                if settled.has_ended(&subject) {
+                    return Ok(nacked);
+                }
             }
+            place.put_back(view, &found, &nacked);
+            place.end_state(view, &found, StateEnd::Commit)?;
             Ok(nacked)
         })
     }
@@ -82,6 +101,12 @@ impl Queues {
             if living.is_none() || living.map(|lease| &lease.id) != given {
                 return Ok(());
             }
+            if let (Some(txn_id), Some(lease_id)) = (found.named_txn(), given)
+                && let (txn, Some(etag)) = view.txn(txn_id)?
+            {
+                // Only this lease ends: the others of its transaction have done nothing wrong.
+                view.put_txn(txn_id, &txn_rules::leave(&txn, lease_id), Some(etag));
+            }
             place.end_state(view, &found, StateEnd::Drop)?;
             place.put(view, &found, &rules::given_back(&found.record, view.now()));
             Ok(())
@@ -89,62 +114,83 @@ impl Queues {
     }
 }
 
-/// What becomes of what was staged when the lease of a state ends and the state stays.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum StateEnd {
+/// What becomes of the state of a message when the lease that was granted along ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StateEnd {
+    /// What was staged is the truth from now on.
     Commit,
+    /// What was staged is dropped.
     Drop,
+    /// The message goes, and all of its state with it.
+    Remove,
 }
 
 impl Found {
     fn state_grant(&self) -> Option<&StateGrant> {
         self.record.lease.as_ref().and_then(|lease| lease.state.as_ref())
     }
+
+    /// The transaction that the message takes part in, if its consumer named one.
+    pub(super) fn named_txn(&self) -> Option<&Xid> {
+        self.record
+            .lease
+            .as_ref()
+            .filter(|lease| lease.explicit)
+            .map(|lease| &lease.txn_id)
+    }
 }
 
 impl Place<'_> {
     /// Removes an expired message, or puts a dead one aside.
     pub(super) fn put_away(self, view: &mut View<'_>, found: &Found) -> Result<(), Error> {
+        if let Some(lapsed) = &found.record.lease
+            && lapsed.explicit
+        {
+            view.leave(&lapsed.txn_id, &lapsed.id, true)?;
+        }
         if rules::standing(&found.record, view.now()) == Standing::Dead {
-            let dead = rules::dead(&found.record, &rfc3339(view.now().ms), view.now());
-            self.bury(view, found, &dead);
+            self.bury(view, found, &found.record);
             return Ok(());
         }
         self.remove(view, found);
-        self.remove_state(view, found)
+        self.end_state(view, found, StateEnd::Remove)
     }
 
-    /// Removes the state of a message that goes. A state that somebody else has leased by hand is left to them.
-    fn remove_state(self, view: &mut View<'_>, found: &Found) -> Result<(), Error> {
-        if found.record.state_etag.is_none() {
-            return Ok(());
-        }
-        let name = self.state_key();
-        let Some(state) = view.other(&name)? else { return Ok(()) };
-        let granted = found.state_grant().map(|granted| &granted.lease_id);
-        match state.living_lease(view.now().unix()) {
-            Some(living) if Some(&living.id) != granted => Ok(()),
-            _ => view.delete_key(&name),
-        }
-    }
-
-    /// Ends the lease of the state that was granted along. One that has ended otherwise needs nothing.
+    /// Ends the lease of the state along with that of its message, or removes the state along with its message.
     fn end_state(self, view: &mut View<'_>, found: &Found, end: StateEnd) -> Result<(), Error> {
-        let Some(granted) = found.state_grant() else {
-            return Ok(());
-        };
+        match self.state_after(view, found, end)? {
+            None => Ok(()),
+            Some((name, Some(record))) => view.put_key(&name, &record),
+            Some((name, None)) => view.delete_key(&name),
+        }
+    }
+
+    /// The state and its record as they will be; no record: the state goes. `None`: there is nothing to change, because the
+    /// message has no state, or its lease has ended otherwise, or somebody has leased the state by hand.
+    pub(crate) fn state_after(
+        self,
+        view: &mut View<'_>,
+        found: &Found,
+        end: StateEnd,
+    ) -> Result<Option<(KeyName, Option<KeyRecord>)>, Error> {
+        if found.record.state_etag.is_none() {
+            return Ok(None);
+        }
         let name = self.state_key();
-        let Some(state) = view.other(&name)? else { return Ok(()) };
-        let Some(lease) = state.lease.as_ref().filter(|lease| lease.id == granted.lease_id) else {
-            return Ok(());
+        let Some(state) = view.other(&name)? else {
+            return Ok(None);
         };
         let now = view.now();
-        let ended = if end == StateEnd::Commit && lease.is_alive(now.unix()) {
-            lease_rules::committed(&state, now)
-        } else {
-            lease_rules::cleared(&state, now)
+        let granted = found.state_grant().map(|granted| &granted.lease_id);
+        let is_granted = state.lease.as_ref().is_some_and(|lease| Some(&lease.id) == granted);
+        let is_living = state.living_lease(now.unix()).is_some();
+        let after = match end {
+            StateEnd::Remove if is_granted || !is_living => None,
+            StateEnd::Commit if is_granted && is_living => Some(lease_rules::committed(&state, now)),
+            StateEnd::Commit | StateEnd::Drop if is_granted => Some(lease_rules::cleared(&state, now)),
+            _ => return Ok(None),
         };
-        view.put_key(&name, &ended)
+        Ok(Some((name, after)))
     }
 
     fn extend_state(self, view: &mut View<'_>, granted: &StateGrant, end_ms: i64) -> Result<(), Error> {
@@ -155,10 +201,4 @@ impl Place<'_> {
             _ => Err(Refusal::LeaseRequired.into()),
         }
     }
-}
-
-/// A time as RFC 3339 in UTC.
-fn rfc3339(time_ms: i64) -> String {
-    let since_epoch = Duration::from_millis(u64::try_from(time_ms).unwrap_or(0));
-    humantime::format_rfc3339_millis(UNIX_EPOCH + since_epoch).to_string()
 }

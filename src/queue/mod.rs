@@ -26,19 +26,21 @@ pub mod rules;
 mod scan;
 
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 pub use deliver::{DeliverRequest, Delivered, NotDelivered, Payload, StateLease};
 pub use enqueue::{EnqueueMeta, EnqueueWriter, Enqueued};
 pub use finish::Extended;
+pub(crate) use finish::StateEnd;
 pub use scan::{Page, Seen};
 
 use crate::error::Error;
 use crate::ids::IdMaker;
 use crate::keys::{self, MessageId, QueueId};
 use crate::lease::table::{KeyName, KeyTable, View};
-use crate::record::{MessageRecord, decode_message, encode_message};
+use crate::record::{MessageRecord, Subject, decode_message, encode_message};
 use crate::store::{Change, Etag, Precondition, RecordKey, RecordWrite, Stored};
-use rules::Refusal;
+use rules::{Refusal, Standing};
 
 /// Hears of messages that can or cannot be delivered any more, after each durable write of this server. Must be quick: it
 /// runs inside the call that wrote.
@@ -117,21 +119,21 @@ impl Queues {
 }
 
 /// A message as one round of a change has found it.
-struct Found {
+pub(crate) struct Found {
     record_key: RecordKey,
     record: MessageRecord,
     etag: Etag,
 }
 
-/// A message in its queue, as the functions of this module pass it around.
+/// A message in its queue, as functions of this floor pass it around.
 #[derive(Clone, Copy)]
-struct Place<'a> {
-    queue: &'a QueueId,
-    id: MessageId,
+pub(crate) struct Place<'a> {
+    pub(crate) queue: &'a QueueId,
+    pub(crate) id: MessageId,
 }
 
 impl Place<'_> {
-    fn find(self, view: &View<'_>) -> Result<Option<Found>, Error> {
+    pub(crate) fn find(self, view: &mut View<'_>) -> Result<Option<Found>, Error> {
         let record_key = keys::message_record(self.queue, self.id);
         let Some(stored) = view.stored(&record_key)? else {
             return Ok(None);
@@ -143,7 +145,7 @@ impl Place<'_> {
         }))
     }
 
-    fn require(self, view: &View<'_>) -> Result<Found, Error> {
+    fn require(self, view: &mut View<'_>) -> Result<Found, Error> {
         self.find(view)?.ok_or(Error::MessageRefused(Refusal::Gone))
     }
 
@@ -171,20 +173,39 @@ impl Place<'_> {
     }
 
     /// The message goes, and its payload with it.
-    fn remove(self, view: &mut View<'_>, found: &Found) {
+    pub(crate) fn remove(self, view: &mut View<'_>, found: &Found) {
         let dropped = found.record.stored_body().cloned().into_iter().collect();
         view.put_stored(self.removal(found), dropped, Some(self.gone()));
     }
 
+    /// The message is visible again as this record, or put aside if it has failed too often.
+    pub(crate) fn put_back(self, view: &mut View<'_>, found: &Found, record: &MessageRecord) {
+        if rules::standing(record, view.now()) == Standing::Dead {
+            self.bury(view, found, record);
+        } else {
+            self.put(view, found, record);
+        }
+    }
+
     /// The message is put aside with its payload.
-    fn bury(self, view: &mut View<'_>, found: &Found, dead: &MessageRecord) {
+    fn bury(self, view: &mut View<'_>, found: &Found, record: &MessageRecord) {
+        let now = view.now();
+        let dead = rules::dead(record, &rfc3339(now.ms), now);
         let write = RecordWrite {
             key: keys::dead_message_record(self.queue, self.id),
             precondition: Precondition::Any,
-            change: Change::Put(encode_message(dead)),
+            change: Change::Put(encode_message(&dead)),
         };
         view.put_stored(write, Vec::new(), None);
         view.put_stored(self.removal(found), Vec::new(), Some(self.gone()));
+    }
+
+    /// This message as one that can take part in a transaction.
+    fn subject(self) -> Subject {
+        Subject::Message {
+            queue: self.queue.clone(),
+            id: self.id,
+        }
     }
 
     fn removal(self, found: &Found) -> RecordWrite {
@@ -203,6 +224,12 @@ impl Place<'_> {
     }
 }
 
+/// A time as RFC 3339 in UTC.
+fn rfc3339(time_ms: i64) -> String {
+    let since_epoch = Duration::from_millis(u64::try_from(time_ms).unwrap_or(0));
+    humantime::format_rfc3339_millis(UNIX_EPOCH + since_epoch).to_string()
+}
+
 fn decode(record_key: &RecordKey, stored: &Stored) -> Result<MessageRecord, Error> {
     decode_message(&stored.value).map_err(|cause| Error::CorruptRecord {
         key: record_key.clone(),
@@ -214,3 +241,5 @@ fn decode(record_key: &RecordKey, stored: &Stored) -> Result<MessageRecord, Erro
 pub(crate) mod testbed;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod txn_tests;

@@ -10,11 +10,13 @@ use super::rules::{Holder, Intent, Nack, NewMessage, StateHolder};
 use super::{DeliverRequest, Delivered, EnqueueMeta, Enqueued, News, NotDelivered, QueueChanges, Queues};
 use crate::clock::{ManualClock, SharedClock};
 use crate::error::Error;
-use crate::ids::IdMaker;
-use crate::keys::{MessageId, Namespace, QueueId, QueueName, RecordKey};
+use crate::ids::{IdMaker, Xid};
+use crate::keys::{Key, MessageId, Namespace, QueueId, QueueName, RecordKey};
+use crate::lease::rules::{Credentials, Expected};
 use crate::lease::table::{KeyName, KeyTable, LeaseEnds};
-use crate::lease::{Leases, TtlLimits};
-use crate::state::{StateLimits, States};
+use crate::lease::{Leases, TtlLimits, Wanted};
+use crate::record::Attributes;
+use crate::state::{Announced, OutgoingBytes, StateLimits, States};
 use crate::store::Store;
 use crate::store::fault::{FaultPlan, FaultStore};
 use crate::store::memory::MemoryStore;
@@ -132,13 +134,80 @@ impl Bed {
     /// The same with state.
     #[track_caller]
     pub(crate) fn take_with_state(&self, id: MessageId) -> (Delivered, Holder) {
-        let request = DeliverRequest {
-            with_state: true,
-            ..request(30)
-        };
-        let delivered = (self.queues.deliver(&queue(), id, &request)).expect("the message can be delivered");
+        self.take_as(
+            id,
+            &DeliverRequest {
+                with_state: true,
+                ..request(30)
+            },
+        )
+    }
+
+    /// The same as asked for.
+    #[track_caller]
+    pub(crate) fn take_as(&self, id: MessageId, request: &DeliverRequest) -> (Delivered, Holder) {
+        let delivered = (self.queues.deliver(&queue(), id, request)).expect("the message can be delivered");
         let by = holder(&delivered);
         (delivered, by)
+    }
+
+    /// Stages a state under the lease that came along with a message.
+    pub(crate) fn save(&self, delivered: &Delivered, state: &str) -> Result<(), Error> {
+        let mut incoming = self.states.incoming(Announced::default());
+        incoming.push(state.as_bytes())?;
+        let arrived = incoming.finish()?;
+        let name = state_name(delivered.id);
+        let (by, expected) = (state_credentials(delivered), Expected::default());
+        (self.states)
+            .update(&name, &by, &expected, arrived, Attributes::default())
+            .map(drop)
+    }
+
+    /// The state as the consumer of a message sees it.
+    pub(crate) fn load(&self, delivered: &Delivered) -> Result<Option<String>, Error> {
+        let by = state_credentials(delivered);
+        let outgoing = self.states.read_leased(&state_name(delivered.id), &by)?;
+        Ok(outgoing.map(|outgoing| match outgoing.bytes {
+            OutgoingBytes::Whole(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
+            OutgoingBytes::Stream(_) => unreachable!("these states are small"),
+        }))
+    }
+
+    /// Leases an ordinary key and stages a state on it.
+    pub(crate) fn stage(&self, key: &str, txn_id: Option<&Xid>, state: &str) -> (KeyName, Credentials) {
+        let name = KeyName {
+            namespace: queue().namespace,
+            key: Key::parse(key).unwrap(),
+        };
+        let wanted = Wanted {
+            name: name.clone(),
+            owner: "test".to_owned(),
+            ttl_seconds: 30,
+            create_only: false,
+            txn_id: txn_id.cloned(),
+        };
+        let granted = self.leases.acquire(&wanted).unwrap();
+        let lease = granted.lease.unwrap();
+        let by = Credentials {
+            lease_id: lease.id.as_str().to_owned(),
+            fencing_token: granted.fencing_token,
+            txn_id: Some(lease.txn_id.as_str().to_owned()),
+        };
+        let mut incoming = self.states.incoming(Announced::default());
+        incoming.push(state.as_bytes()).unwrap();
+        let arrived = incoming.finish().unwrap();
+        let expected = Expected::default();
+        (self.states)
+            .update(&name, &by, &expected, arrived, Attributes::default())
+            .unwrap();
+        (name, by)
+    }
+
+    /// What everybody sees of a key: its committed version, and whether it is leased.
+    #[track_caller]
+    pub(crate) fn key(&self, name: &KeyName) -> (i64, bool) {
+        let record = self.table.read(name).unwrap().expect("the key has a record");
+        (record.version, record.lease.is_some())
     }
 
     /// The bytes that a message carries.
@@ -185,6 +254,29 @@ pub(crate) fn request(visibility_seconds: i64) -> DeliverRequest {
         visibility_seconds,
         txn_id: None,
         with_state: false,
+    }
+}
+
+pub(crate) fn in_txn(txn_id: &Xid) -> DeliverRequest {
+    DeliverRequest {
+        txn_id: Some(txn_id.clone()),
+        ..request(30)
+    }
+}
+
+/// A transaction that a client names.
+pub(crate) fn txn(last: char) -> Xid {
+    Xid::parse(&format!("d4k7q2m0h5r8e1t6n9{last}g")).unwrap()
+}
+
+/// What a consumer sends along to read and change the state of its message.
+pub(crate) fn state_credentials(delivered: &Delivered) -> Credentials {
+    let state = delivered.state.as_ref().expect("the message was delivered with state");
+    let lease = delivered.record.lease.as_ref().expect("a delivery holds a lease");
+    Credentials {
+        lease_id: state.lease_id.as_str().to_owned(),
+        fencing_token: state.fencing_token,
+        txn_id: Some(lease.txn_id.as_str().to_owned()),
     }
 }
 

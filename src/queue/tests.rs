@@ -6,7 +6,7 @@ use super::*;
 use crate::store::fault::Operation;
 
 #[track_caller]
-fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> Refusal {
+pub(super) fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> Refusal {
     match result {
         Err(Error::MessageRefused(refusal)) => refusal,
         other => panic!("{other:?}"),
@@ -203,7 +203,7 @@ fn the_state_of_a_message_is_leased_with_it_and_goes_with_its_ack() {
     let writes = bed.store.calls(Operation::Write);
     let (delivered, by) = bed.take_with_state(id);
     assert_eq!(bed.store.calls(Operation::Write), writes + 1);
-    let state = delivered.state.expect("the state was asked for");
+    let state = delivered.state.as_ref().expect("the state was asked for");
     assert_eq!(
         (state.fencing_token, state.expires_at_ms),
         (1, delivered.record.visible_from_ms)
@@ -211,12 +211,8 @@ fn the_state_of_a_message_is_leased_with_it_and_goes_with_its_ack() {
     let record = bed.table.read(&state_name(id)).unwrap().unwrap();
     assert_eq!(record.lease.unwrap().id, state.lease_id);
     assert_eq!(record.attributes.query_hidden, Some(true));
-    let mine = crate::lease::rules::Credentials {
-        lease_id: state.lease_id.as_str().to_owned(),
-        fencing_token: 1,
-        txn_id: by.txn_id.clone(),
-    };
-    assert!(bed.states.read_leased(&state_name(id), &mine).unwrap().is_none());
+    assert!(bed.load(&delivered).unwrap().is_none());
+    bed.save(&delivered, "1").unwrap();
     bed.queues.ack(&queue(), id, &by).unwrap();
     assert_eq!(bed.record_names(), [] as [String; 0]);
 }
@@ -241,4 +237,145 @@ fn a_message_whose_state_is_leased_by_hand_is_not_delivered_with_state() {
     let start = bed.table.now().ms;
     assert!(matches!(refused, Err(NotDelivered::StateHeld { until_ms }) if until_ms == start + 10_000));
     bed.take(id);
+}
+
+/// LQ-59.
+#[test]
+fn a_state_is_kept_by_nack_and_deferral_and_lost_by_expiry_and_give_back() {
+    let bed = Bed::new();
+    let id = bed.enqueue(b"x", message()).unwrap().id;
+    let mut marks = std::collections::HashSet::new();
+    for (round, expected) in [None, Some("0"), Some("1"), Some("1"), Some("1"), Some("4")]
+        .into_iter()
+        .enumerate()
+    {
+        let (delivered, by) = bed.take_with_state(id);
+        let state = delivered.state.as_ref().unwrap();
+        assert_eq!(state.fencing_token, round as i64 + 1);
+        marks.insert(state.state_etag.clone());
+        assert_eq!(bed.load(&delivered).unwrap().as_deref(), expected, "round {round}");
+        bed.save(&delivered, &round.to_string()).unwrap();
+        match round {
+            0 => drop(bed.queues.nack(&queue(), id, &by, &failure()).unwrap()),
+            1 | 4 => drop(bed.queues.nack(&queue(), id, &by, &deferral()).unwrap()),
+            2 => bed.clock.advance(Duration::from_secs(30)),
+            _ => bed.queues.give_back(&delivered).unwrap(),
+        }
+    }
+    assert_eq!(marks.len(), 1);
+    // An ack by a consumer that did not ask for the state removes it all the same.
+    let (_, by) = bed.take(id);
+    bed.queues.ack(&queue(), id, &by).unwrap();
+    assert_eq!(bed.record_names(), [] as [String; 0]);
+}
+
+#[test]
+fn a_lapsed_state_lease_does_not_hold_up_the_next_delivery() {
+    let bed = Bed::new();
+    bed.clock.advance(Duration::from_millis(500));
+    let id = bed.message();
+    let (first, _) = bed.take_with_state(id);
+    bed.save(&first, "1").unwrap();
+    // The message is visible again half a second before the second of the state's lease is over.
+    bed.clock.advance(Duration::from_secs(30));
+    let (second, _) = bed.take_with_state(id);
+    assert_eq!(second.state.as_ref().unwrap().fencing_token, 2);
+    assert_eq!(bed.load(&second).unwrap(), None);
+    assert!(bed.save(&first, "2").is_err());
+}
+
+/// LQ-47.
+#[test]
+fn an_extension_prolongs_message_and_state_together_or_neither() {
+    let bed = Bed::new();
+    let id = bed.message();
+    let (delivered, mut by) = bed.take_with_state(id);
+    bed.save(&delivered, "1").unwrap();
+    bed.clock.advance(Duration::from_millis(20_001));
+    let extended = bed.queues.extend(&queue(), id, &by, 60).unwrap();
+    let end_ms = bed.table.now().ms + 60_000;
+    assert_eq!(
+        (extended.record.visible_from_ms, extended.state_expires_at_ms),
+        (end_ms, Some(end_ms))
+    );
+    bed.clock.advance(Duration::from_millis(59_999));
+    assert_eq!(bed.load(&delivered).unwrap().as_deref(), Some("1"));
+    by.meta_etag = Some(extended.record.meta_etag());
+
+    let mut stranger = by.clone();
+    stranger.state.as_mut().unwrap().lease_id.push('x');
+    let before = bed.queues.read(&queue(), id).unwrap();
+    assert_eq!(
+        refusal(bed.queues.extend(&queue(), id, &stranger, 60)),
+        Refusal::LeaseRequired
+    );
+    assert_eq!(bed.queues.read(&queue(), id).unwrap(), before);
+    // A consumer may end the lease of the state by itself; then there is nothing to prolong.
+    let name = state_name(id);
+    bed.leases
+        .release(&name, &testbed::state_credentials(&delivered), false)
+        .unwrap();
+    assert_eq!(
+        refusal(bed.queues.extend(&queue(), id, &by, 60)),
+        Refusal::LeaseRequired
+    );
+    assert_eq!(bed.queues.read(&queue(), id).unwrap(), before);
+    by.state = None;
+    assert_eq!(
+        bed.queues.extend(&queue(), id, &by, 60).unwrap().state_expires_at_ms,
+        None
+    );
+}
+
+#[test]
+fn a_state_that_was_leased_by_hand_survives_the_ack_of_its_message() {
+    let bed = Bed::new();
+    let id = bed.message();
+    let (delivered, by) = bed.take_with_state(id);
+    let name = state_name(id);
+    bed.leases
+        .release(&name, &testbed::state_credentials(&delivered), false)
+        .unwrap();
+    let (by_hand, _) = bed.stage(name.key.as_str(), None, "1");
+    bed.queues.ack(&queue(), id, &by).unwrap();
+    assert_eq!(bed.key(&by_hand), (0, true));
+}
+
+#[test]
+fn an_expired_message_takes_its_state_along_and_a_dead_one_leaves_it() {
+    let bed = Bed::new();
+    for (new, left) in [
+        (
+            NewMessage {
+                ttl_seconds: 60,
+                ..message()
+            },
+            0,
+        ),
+        (
+            NewMessage {
+                max_attempts: 1,
+                ..message()
+            },
+            1,
+        ),
+    ] {
+        let id = bed.enqueue(b"x", new).unwrap().id;
+        let (delivered, by) = bed.take_with_state(id);
+        bed.save(&delivered, "1").unwrap();
+        bed.queues.nack(&queue(), id, &by, &failure()).unwrap();
+        bed.clock.advance(Duration::from_secs(60));
+        assert!(bed.queues.scan(&queue(), None, 10).unwrap().seen.is_empty());
+        let names = bed.record_names();
+        assert_eq!(
+            names.iter().filter(|name| name.starts_with("k/")).count(),
+            left,
+            "{names:?}"
+        );
+        assert_eq!(
+            names.iter().filter(|name| name.starts_with("m/")).count(),
+            0,
+            "{names:?}"
+        );
+    }
 }

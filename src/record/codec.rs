@@ -18,11 +18,16 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attributes, Body, KeyRecord, LeaseRecord, Staged, StagedState, StateValue, TxnRecord};
-use crate::ids::BodyId;
+use super::{
+    Attributes, Body, KeyRecord, LeaseRecord, Participant, Staged, StagedState, StateValue, Subject, TxnRecord,
+};
+use crate::ids::{BodyId, Xid};
+use crate::keys::{Key, MessageId, Namespace, QueueId, QueueName};
 
 const KEY_MAGIC: [u8; 4] = *b"LKK1";
+/// A transaction of keys alone. Version 2 has messages too; what can be written as version 1 still is.
 const TXN_MAGIC: [u8; 4] = *b"LKT1";
+const TXN_MAGIC_2: [u8; 4] = *b"LKT2";
 const PREFIX_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 4;
 
@@ -78,6 +83,26 @@ struct StagedHeader {
     attributes: Attributes,
 }
 
+#[derive(Serialize, Deserialize)]
+struct TxnHeader {
+    participants: Vec<ParticipantHeader>,
+}
+
+/// A key has `key`, a message has `queue` and `message`.
+#[derive(Serialize, Deserialize)]
+struct ParticipantHeader {
+    namespace: Namespace,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<Key>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    queue: Option<QueueName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    lease_id: Xid,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    enlisted: bool,
+}
+
 /// Writes a key record down.
 pub fn encode_key(record: &KeyRecord) -> Arc<[u8]> {
     let mut inline: Vec<&[u8]> = Vec::new();
@@ -105,7 +130,29 @@ pub fn encode_key(record: &KeyRecord) -> Arc<[u8]> {
 
 /// Writes a transaction record down.
 pub fn encode_txn(record: &TxnRecord) -> Arc<[u8]> {
-    seal(TXN_MAGIC, record, &[])
+    let mut magic = TXN_MAGIC;
+    let participants = record
+        .participants
+        .iter()
+        .map(|member| {
+            let (namespace, key, queue, message) = match &member.subject {
+                Subject::Key { namespace, key } => (namespace, Some(key.clone()), None, None),
+                Subject::Message { queue, id } => {
+                    magic = TXN_MAGIC_2;
+                    (&queue.namespace, None, Some(queue.queue.clone()), Some(id.to_string()))
+                }
+            };
+            ParticipantHeader {
+                namespace: namespace.clone(),
+                key,
+                queue,
+                message,
+                lease_id: member.lease_id.clone(),
+                enlisted: member.enlisted,
+            }
+        })
+        .collect();
+    seal(magic, &TxnHeader { participants }, &[])
 }
 
 /// Reads a key record.
@@ -130,9 +177,40 @@ pub fn decode_key(bytes: &[u8]) -> Result<KeyRecord, DecodeError> {
 
 /// Reads a transaction record.
 pub fn decode_txn(bytes: &[u8]) -> Result<TxnRecord, DecodeError> {
-    let (record, inline) = open(TXN_MAGIC, bytes)?;
+    let magic = if bytes.starts_with(&TXN_MAGIC_2) {
+        TXN_MAGIC_2
+    } else {
+        TXN_MAGIC
+    };
+    let (header, inline): (TxnHeader, _) = open(magic, bytes)?;
     inline.must_be_used_up()?;
-    Ok(record)
+    let participants = header.participants.into_iter().map(participant_from);
+    Ok(TxnRecord {
+        participants: participants.collect::<Result<_, _>>()?,
+    })
+}
+
+fn participant_from(header: ParticipantHeader) -> Result<Participant, DecodeError> {
+    let message = header.message.as_deref().map(MessageId::parse);
+    let subject = match (header.key, header.queue, message) {
+        (Some(key), None, None) => Subject::Key {
+            namespace: header.namespace,
+            key,
+        },
+        (None, Some(queue), Some(Some(id))) => Subject::Message {
+            queue: QueueId {
+                namespace: header.namespace,
+                queue,
+            },
+            id,
+        },
+        _ => return Err(error(PREFIX_BYTES, "a participant is neither a key nor a message")),
+    };
+    Ok(Participant {
+        subject,
+        lease_id: header.lease_id,
+        enlisted: header.enlisted,
+    })
 }
 
 fn value_header<'a>(value: &'a StateValue, inline: &mut Vec<&'a [u8]>) -> ValueHeader {
@@ -270,9 +348,6 @@ pub(super) fn error(offset: usize, detail: &str) -> DecodeError {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::ids::Xid;
-    use crate::keys::{Key, Namespace};
-    use crate::record::Participant;
 
     /// The record that `fixtures/records/key-v1.bin` holds.
     fn sample_key() -> KeyRecord {
@@ -313,12 +388,31 @@ pub(super) mod tests {
     fn sample_txn() -> TxnRecord {
         TxnRecord {
             participants: vec![Participant {
-                namespace: Namespace::parse("shop").unwrap(),
-                key: Key::parse("orders/4711").unwrap(),
+                subject: Subject::Key {
+                    namespace: Namespace::parse("shop").unwrap(),
+                    key: Key::parse("orders/4711").unwrap(),
+                },
                 lease_id: Xid::parse("d4k7q2m0h5r8e1t6n9b0").unwrap(),
                 enlisted: true,
             }],
         }
+    }
+
+    /// The record that `fixtures/records/txn-v2.bin` holds.
+    fn sample_txn_2() -> TxnRecord {
+        let mut record = sample_txn();
+        record.participants.push(Participant {
+            subject: Subject::Message {
+                queue: QueueId {
+                    namespace: Namespace::parse("shop").unwrap(),
+                    queue: QueueName::parse("invoices").unwrap(),
+                },
+                id: MessageId::parse("0198f2aa-6d10-7c3b-9e55-0b1c2d3e4f50").unwrap(),
+            },
+            lease_id: Xid::parse("d4k7q2m0h5r8e1t6n9c0").unwrap(),
+            enlisted: true,
+        });
+        record
     }
 
     pub(in crate::record) fn fixture(name: &str) -> Vec<u8> {
@@ -334,13 +428,37 @@ pub(super) mod tests {
         let folder = format!("{}/fixtures/records", env!("CARGO_MANIFEST_DIR"));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(format!("{folder}/key-v1.bin"), encode_key(&sample_key())).unwrap();
-        std::fs::write(format!("{folder}/txn-v1.bin"), encode_txn(&sample_txn())).unwrap();
+        std::fs::write(format!("{folder}/txn-v2.bin"), encode_txn(&sample_txn_2())).unwrap();
     }
 
     #[test]
     fn kept_samples_of_every_version_are_still_readable() {
         assert_eq!(decode_key(&fixture("key-v1.bin")).unwrap(), sample_key());
         assert_eq!(decode_txn(&fixture("txn-v1.bin")).unwrap(), sample_txn());
+        assert_eq!(decode_txn(&fixture("txn-v2.bin")).unwrap(), sample_txn_2());
+    }
+
+    #[test]
+    fn a_transaction_of_keys_alone_is_written_as_ever() {
+        assert_eq!(*encode_txn(&sample_txn()), *fixture("txn-v1.bin"));
+        assert_eq!(encode_txn(&sample_txn_2())[..4], *b"LKT2");
+    }
+
+    #[test]
+    fn a_participant_that_is_neither_key_nor_message_is_refused() {
+        let lease = r#""namespace":"n","lease_id":"d4k7q2m0h5r8e1t6n9c0""#;
+        for what in [
+            "",
+            r#","queue":"q""#,
+            r#","queue":"q","message":"x""#,
+            r#","key":"k","queue":"q","message":"0198f2aa-6d10-7c3b-9e55-0b1c2d3e4f50""#,
+        ] {
+            let text = format!(r#"{{"participants":[{{{lease}{what}}}]}}"#);
+            let header: serde_json::Value = serde_json::from_str(&text).unwrap();
+            for magic in [TXN_MAGIC, TXN_MAGIC_2] {
+                assert!(decode_txn(&seal(magic, &header, &[])).is_err(), "{text}");
+            }
+        }
     }
 
     #[test]

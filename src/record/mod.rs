@@ -19,7 +19,7 @@ pub use message_codec::{decode_message, encode_message};
 pub use named::bodies_named_by;
 
 use crate::ids::{BodyId, Xid};
-use crate::keys::{Key, Namespace};
+use crate::keys::{Key, MessageId, Namespace, QueueId};
 
 /// A state of up to so many bytes lives inside the record; a larger one is a body of its own.
 pub const INLINE_BYTES_MAX: usize = 4 * 1024;
@@ -172,23 +172,40 @@ impl KeyRecord {
     }
 }
 
-/// All that is kept of one transaction while keys take part in it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// All that is kept of one transaction while keys and messages take part in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TxnRecord {
     /// The leases that belong to it, in the order they joined.
     pub participants: Vec<Participant>,
 }
 
 /// One lease of a transaction.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Participant {
-    /// Namespace of the key.
-    pub namespace: Namespace,
-    /// The key.
-    pub key: Key,
-    /// The lease that takes part. When the key has another lease now, this one was lost.
+    /// What is leased.
+    pub subject: Subject,
+    /// The lease that takes part. When the subject has another lease now, this one was lost.
     pub lease_id: Xid,
-    /// It has staged something: the decision covers it, and losing it decides against the whole transaction.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// The decision covers it, and losing it decides against the whole transaction. A key is covered once something is
+    /// staged on it, a message from its delivery on.
     pub enlisted: bool,
+}
+
+/// What a lease of a transaction is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// A key.
+    Key {
+        /// Its namespace.
+        namespace: Namespace,
+        /// The key.
+        key: Key,
+    },
+    /// A message.
+    Message {
+        /// Its queue.
+        queue: QueueId,
+        /// Its id.
+        id: MessageId,
+    },
 }

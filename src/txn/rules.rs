@@ -1,17 +1,19 @@
-//! The rules of transactions over several keys: pure functions.
+//! The rules of transactions over several keys and messages: pure functions.
 //!
 //! Every lease belongs to a transaction. One that acquire minted has one member and ends with its release. Several
 //! leases may share one: then a record lists them, and the first release that has something to decide decides for all
 //! that have staged something.
 //!
 //! * A member that has staged nothing is not covered: its lease goes on until it is released itself.
-//! * A member that has staged something and has lost its lease since (expiry, takeover) decides against all: half a
-//!   transaction is never committed.
+//! * A message is covered from its delivery on: a commit is its ack, a rollback makes it visible again.
+//! * A member that is covered and has lost its lease since (expiry, takeover) decides against all: half a transaction is
+//!   never committed.
 //! * While a member lives, the transaction lives.
 
 use crate::ids::Xid;
 use crate::lease::rules::{self, Now};
-use crate::record::{KeyRecord, Participant, TxnRecord};
+use crate::queue::rules as message_rules;
+use crate::record::{KeyRecord, MessageRecord, Participant, Subject, TxnRecord};
 
 /// What becomes of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,10 +31,58 @@ pub struct Verdict {
     pub decision: Decision,
     /// Somebody asked for a commit and a member was lost: the caller hears of a conflict.
     pub conflict: bool,
-    /// New records of the members that the decision ends, by index into the members that were handed in.
-    pub ended: Vec<(usize, KeyRecord)>,
+    /// What becomes of the members that the decision ends, by index into the members that were handed in.
+    pub ended: Vec<(usize, Ended)>,
     /// The members that remain. Empty: the record of the transaction goes.
     pub remaining: Vec<Participant>,
+}
+
+/// What is kept of what a member has leased.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leased {
+    /// Of a key.
+    Key(KeyRecord),
+    /// Of a message.
+    Message(MessageRecord),
+}
+
+/// What becomes of a member that a decision ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The key's record becomes this one.
+    Key(KeyRecord),
+    /// The message is dealt with and goes.
+    MessageDone,
+    /// The message becomes this one, visible again.
+    MessageBack(MessageRecord),
+}
+
+impl Leased {
+    /// True when this is still under that lease, be it over or not.
+    fn is_under(&self, lease_id: &Xid) -> bool {
+        match self {
+            Self::Key(key) => key.lease.as_ref().is_some_and(|lease| lease.id == *lease_id),
+            Self::Message(message) => message.lease.as_ref().is_some_and(|lease| lease.id == *lease_id),
+        }
+    }
+
+    fn is_alive(&self, now: Now) -> bool {
+        match self {
+            Self::Key(key) => key.living_lease(now.unix()).is_some(),
+            Self::Message(message) => message.living_lease(now.ms).is_some(),
+        }
+    }
+
+    fn ended(&self, decision: Decision, now: Now) -> Ended {
+        match (self, decision) {
+            (Self::Key(key), Decision::Commit) => Ended::Key(rules::committed(key, now)),
+            (Self::Key(key), Decision::Rollback) => Ended::Key(rules::cleared(key, now)),
+            (Self::Message(_), Decision::Commit) => Ended::MessageDone,
+            (Self::Message(message), Decision::Rollback) => {
+                Ended::MessageBack(message_rules::rolled_back(message, now))
+            }
+        }
+    }
 }
 
 /// Adds a lease to a transaction, or marks a member as having staged something.
@@ -71,16 +121,26 @@ pub fn lose(record: &TxnRecord, lease_id: &Xid) -> TxnRecord {
     TxnRecord { participants }
 }
 
-/// True when `key` still holds the lease of this member and it lives.
-pub fn is_member_alive(member: &Participant, key: Option<&KeyRecord>, now: Now) -> bool {
-    key.and_then(|key| key.living_lease(now.unix()))
-        .is_some_and(|lease| lease.id == member.lease_id)
+/// Takes the leases of one subject out of a transaction, as if they had never been part of it.
+pub fn forget(record: &TxnRecord, subject: &Subject) -> TxnRecord {
+    let participants = record
+        .participants
+        .iter()
+        .filter(|known| known.subject != *subject)
+        .cloned()
+        .collect();
+    TxnRecord { participants }
 }
 
-/// Decides a transaction. `keys` are the records of its participants, in the order of the record.
-pub fn decide(record: &TxnRecord, keys: &[Option<KeyRecord>], wanted: Decision, now: Now) -> Verdict {
-    let members = || record.participants.iter().zip(keys);
-    let lost = members().any(|(member, key)| member.enlisted && !is_member_alive(member, key.as_ref(), now));
+/// True when what this member has leased is still under its lease and the lease lives.
+pub fn is_member_alive(member: &Participant, leased: Option<&Leased>, now: Now) -> bool {
+    leased.is_some_and(|leased| leased.is_under(&member.lease_id) && leased.is_alive(now))
+}
+
+/// Decides a transaction. `leased` is what its participants have leased, in the order of the record.
+pub fn decide(record: &TxnRecord, leased: &[Option<Leased>], wanted: Decision, now: Now) -> Verdict {
+    let members = || record.participants.iter().zip(leased);
+    let lost = members().any(|(member, leased)| member.enlisted && !is_member_alive(member, leased.as_ref(), now));
     let decision = if lost { Decision::Rollback } else { wanted };
     let mut verdict = Verdict {
         decision,
@@ -88,22 +148,17 @@ pub fn decide(record: &TxnRecord, keys: &[Option<KeyRecord>], wanted: Decision, 
         ended: Vec::new(),
         remaining: Vec::new(),
     };
-    for (index, (member, key)) in members().enumerate() {
+    for (index, (member, leased)) in members().enumerate() {
         if !member.enlisted {
-            if is_member_alive(member, key.as_ref(), now) {
+            if is_member_alive(member, leased.as_ref(), now) {
                 verdict.remaining.push(member.clone());
             }
             continue;
         }
-        let Some(key) = key else { continue };
-        // A member that expired but still stands in its record is cleared along; one that was taken over is somebody
-        // else's record now and stays untouched.
-        if key.lease.as_ref().is_some_and(|lease| lease.id == member.lease_id) {
-            let ended = match decision {
-                Decision::Commit => rules::committed(key, now),
-                Decision::Rollback => rules::cleared(key, now),
-            };
-            verdict.ended.push((index, ended));
+        // A member that expired but still stands in its record is ended along; one that was taken over is somebody else's
+        // record now and stays untouched.
+        if let Some(leased) = leased.as_ref().filter(|leased| leased.is_under(&member.lease_id)) {
+            verdict.ended.push((index, leased.ended(decision, now)));
         }
     }
     verdict
@@ -112,8 +167,8 @@ pub fn decide(record: &TxnRecord, keys: &[Option<KeyRecord>], wanted: Decision, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::{Key, Namespace};
-    use crate::record::{Attributes, LeaseRecord, Staged, StagedState};
+    use crate::keys::{Key, MessageId, Namespace, QueueId, QueueName};
+    use crate::record::{Attributes, Body, LeaseRecord, MessageLease, MessagePayload, Staged, StagedState};
 
     const NOW: Now = Now { ms: 1_000_000 };
 
@@ -123,15 +178,17 @@ mod tests {
 
     fn member(last: char, enlisted: bool) -> Participant {
         Participant {
-            namespace: Namespace::parse("n").unwrap(),
-            key: Key::parse(&last.to_string()).unwrap(),
+            subject: Subject::Key {
+                namespace: Namespace::parse("n").unwrap(),
+                key: Key::parse(&last.to_string()).unwrap(),
+            },
             lease_id: xid(last),
             enlisted,
         }
     }
 
-    fn key(last: char, expires_at_unix: i64) -> Option<KeyRecord> {
-        Some(KeyRecord {
+    fn key(last: char, expires_at_unix: i64) -> Option<Leased> {
+        Some(Leased::Key(KeyRecord {
             version: 1,
             lease: Some(LeaseRecord {
                 id: xid(last),
@@ -146,7 +203,49 @@ mod tests {
                 attributes: Attributes::default(),
             }),
             ..KeyRecord::default()
-        })
+        }))
+    }
+
+    fn message_member(last: char) -> Participant {
+        Participant {
+            subject: Subject::Message {
+                queue: QueueId {
+                    namespace: Namespace::parse("n").unwrap(),
+                    queue: QueueName::parse("q").unwrap(),
+                },
+                id: MessageId::parse("0198f2aa-6d10-7c3b-9e55-0b1c2d3e4f50").unwrap(),
+            },
+            lease_id: xid(last),
+            enlisted: true,
+        }
+    }
+
+    fn message(last: char, visible_from_ms: i64) -> Option<Leased> {
+        let payload = MessagePayload {
+            bytes: 0,
+            body: Body::Inline([].into()),
+        };
+        let new = message_rules::enqueued(message_rules::NewMessage::default(), payload, NOW);
+        Some(Leased::Message(MessageRecord {
+            visible_from_ms,
+            attempts: 1,
+            lease: Some(MessageLease {
+                id: xid(last),
+                owner: "o".into(),
+                txn_id: xid('t'),
+                explicit: true,
+                state: None,
+            }),
+            ..new
+        }))
+    }
+
+    fn becomes(ended: &Ended) -> (Option<i64>, bool) {
+        match ended {
+            Ended::Key(key) => (Some(key.version), key.lease.is_none()),
+            Ended::MessageDone => (None, true),
+            Ended::MessageBack(message) => (Some(message.visible_from_ms), message.lease.is_none()),
+        }
     }
 
     fn txn(participants: Vec<Participant>) -> TxnRecord {
@@ -168,7 +267,7 @@ mod tests {
                 verdict
                     .ended
                     .iter()
-                    .all(|(_, key)| key.lease.is_none() && key.version == version)
+                    .all(|(_, ended)| becomes(ended) == (Some(version), true))
             );
             assert_eq!(verdict.remaining, [member('c', false)]);
         }
@@ -181,12 +280,7 @@ mod tests {
         for lost in [key('b', 1_000), taken_over, None] {
             let verdict = decide(&record, &[key('a', 2_000), lost], Decision::Commit, NOW);
             assert_eq!((verdict.decision, verdict.conflict), (Decision::Rollback, true));
-            assert!(
-                verdict
-                    .ended
-                    .iter()
-                    .all(|(_, key)| key.version == 1 && key.lease.is_none())
-            );
+            assert!(verdict.ended.iter().all(|(_, ended)| becomes(ended) == (Some(1), true)));
             assert_eq!(verdict.remaining, []);
         }
     }
@@ -196,6 +290,39 @@ mod tests {
         let record = txn(vec![member('a', true), member('b', true)]);
         let verdict = decide(&record, &[key('a', 2_000), key('v', 2_000)], Decision::Commit, NOW);
         assert_eq!(verdict.ended.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0]);
+    }
+
+    #[test]
+    fn a_message_goes_with_the_commit_and_comes_back_with_the_rollback() {
+        let record = txn(vec![member('a', true), message_member('m')]);
+        let leased = [key('a', 2_000), message('m', NOW.ms + 1)];
+        let verdict = decide(&record, &leased, Decision::Commit, NOW);
+        assert_eq!((verdict.decision, verdict.conflict), (Decision::Commit, false));
+        assert_eq!(verdict.ended[1], (1, Ended::MessageDone));
+        let verdict = decide(&record, &leased, Decision::Rollback, NOW);
+        let (1, Ended::MessageBack(back)) = &verdict.ended[1] else {
+            panic!("{verdict:?}")
+        };
+        assert_eq!(
+            (back.visible_from_ms, back.attempts, back.failure_attempts),
+            (NOW.ms, 1, 0)
+        );
+        assert_eq!(back.last_error.as_deref(), Some(r#"{"reason":"txn_rollback"}"#));
+        assert_eq!(verdict.remaining, []);
+    }
+
+    #[test]
+    fn a_message_that_has_lapsed_decides_against_all_and_is_nobody_elses_to_end() {
+        let record = txn(vec![member('a', true), message_member('m')]);
+        for (lost, ended) in [
+            (message('m', NOW.ms), vec![0, 1]),
+            (message('v', NOW.ms + 1), vec![0]),
+            (None, vec![0]),
+        ] {
+            let verdict = decide(&record, &[key('a', 2_000), lost], Decision::Commit, NOW);
+            assert_eq!((verdict.decision, verdict.conflict), (Decision::Rollback, true));
+            assert_eq!(verdict.ended.iter().map(|(index, _)| *index).collect::<Vec<_>>(), ended);
+        }
     }
 
     #[test]
