@@ -3,6 +3,7 @@
 //! ```text
 //! k/<namespace>/<key>   the record of a key
 //! t/<txn id>            the record of a transaction
+//! r/<namespace>         what is kept of the namespace's keys that were deleted for their age
 //! n/<namespace>         the configuration of a namespace
 //! m/<namespace>/<queue>/<message id>   the record of a message
 //! d/<namespace>/<queue>/<message id>   the record of a dead message
@@ -224,6 +225,12 @@ pub fn echoed_key<'a>(text: &'a str, namespace: &Namespace) -> &'a str {
     }
 }
 
+/// What the names of all records of keys begin with.
+pub const KEY_PREFIX: &str = "k/";
+
+/// What the names of all records of dead messages begin with.
+pub const DEAD_PREFIX: &str = "d/";
+
 /// Where the record of a key lives.
 pub fn key_record(namespace: &Namespace, key: &Key) -> RecordKey {
     RecordKey::new(["k/", namespace.as_str(), "/", key.as_str()].concat())
@@ -231,7 +238,28 @@ pub fn key_record(namespace: &Namespace, key: &Key) -> RecordKey {
 
 /// True for the record of a key, as opposed to one of a transaction or a namespace.
 pub fn is_key_record(record_key: &RecordKey) -> bool {
-    record_key.as_str().starts_with("k/")
+    record_key.as_str().starts_with(KEY_PREFIX)
+}
+
+/// Which key the name of a record stands for; `None` for a record of another kind.
+pub fn key_of(record_key: &RecordKey) -> Option<(Namespace, Key)> {
+    let (namespace, key) = record_key.as_str().strip_prefix(KEY_PREFIX)?.split_once('/')?;
+    Some((Namespace(namespace.into()), Key(key.into())))
+}
+
+/// The record of the message whose state this key holds; `None` for any other key.
+pub fn message_of_state(namespace: &Namespace, key: &Key) -> Option<RecordKey> {
+    if !key.is_queue_state() {
+        return None;
+    }
+    let mut segments = key.as_str().split('/');
+    let (queue, id) = (segments.nth(1)?, segments.nth(1)?);
+    Some(RecordKey::new(format!("m/{namespace}/{queue}/{id}")))
+}
+
+/// Where the record of what is kept of a namespace's deleted keys lives.
+pub fn retired_record(namespace: &Namespace) -> RecordKey {
+    RecordKey::new(["r/", namespace.as_str()].concat())
 }
 
 /// What the names of all transaction records begin with.
@@ -310,6 +338,13 @@ mod tests {
         assert_eq!(key("a / b").as_deref(), Some("a/b"));
         assert_eq!(key("..").as_deref(), Some(".."));
         assert_eq!(key(&"k".repeat(128)).map(|key| key.len()), Some(128));
+    }
+
+    #[test]
+    fn the_name_of_a_keys_record_leads_back_to_the_key() {
+        let (shop, orders) = (Namespace::parse("shop").unwrap(), Key::parse("orders/4711").unwrap());
+        assert_eq!(key_of(&key_record(&shop, &orders)), Some((shop.clone(), orders)));
+        assert_eq!(key_of(&namespace_record(&shop)), None);
     }
 
     #[test]
@@ -395,6 +430,10 @@ mod tests {
 
     #[test]
     fn queue_state_keys_are_told_from_others() {
+        let shop = Namespace::parse("shop").unwrap();
+        let message = |key: &str| message_of_state(&shop, &Key::parse(key).unwrap());
+        assert_eq!(message("q/x/state/y"), Some(RecordKey::new("m/shop/x/y")));
+        assert_eq!(message("q/x/msg/y"), None);
         assert!(Key::parse("q/x/state/y").unwrap().is_queue_state());
         assert!(!Key::parse("q/x/msg/y").unwrap().is_queue_state());
         assert!(!Key::parse("q/x/state").unwrap().is_queue_state());

@@ -27,7 +27,7 @@
 //! | 0 | the wire types of `lockd-client`, [`clock`], [`ids`], [`keys`], [`record`], [`json`], [`logging`], [`net`] | everything above |
 //! | 1 | [`lease::rules`], [`queue::rules`], [`txn::rules`]: pure functions (record, request, now) -> new record or refusal | I/O, threads, HTTP |
 //! | 2 | [`store`]: bytes, etags, preconditions, change feed; engines and wrappers | leases, HTTP |
-//! | 3 | [`lease`], [`state`], [`queue`], [`namespace`], [`dispatch`]: rules over a store, and whoever waits | HTTP |
+//! | 3 | [`lease`], [`state`], [`queue`], [`namespace`], [`dispatch`], [`sweeper`]: rules over a store, whoever waits, who clears away | HTTP |
 //! | 4 | [`http`]: the only floor with status codes and headers | |
 //! | 5 | [`server`] (wiring, drain, join), [`settings`], [`cli`], [`testing`] | |
 //!
@@ -70,6 +70,7 @@ pub mod server;
 pub mod settings;
 pub mod state;
 pub mod store;
+pub mod sweeper;
 pub mod testing;
 pub mod threads;
 pub mod txn;

@@ -8,10 +8,8 @@
 //! handler of a client of its own.
 
 use std::fmt;
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -39,6 +37,7 @@ use crate::state::{StateLimits, States};
 use crate::store::memory::MemoryStore;
 use crate::store::shared_log::{OpenError, Options, SharedLogStore};
 use crate::store::{Store, StoreError};
+use crate::sweeper::{SweepPlan, Sweeper};
 use crate::threads;
 
 const SYS_INIT: &str = "server.lifecycle.init";
@@ -159,6 +158,7 @@ struct Running {
     queue: WorkQueue,
     workers: Vec<JoinHandle<()>>,
     dispatcher: JoinHandle<()>,
+    sweeper: Sweeper,
 }
 
 impl Server {
@@ -196,6 +196,16 @@ impl Server {
             Arc::new(dispatcher.clone()),
             Arc::new(Unheard),
         )?);
+        let sweeper = Sweeper::start(
+            Arc::clone(&table),
+            Arc::clone(&clock),
+            Arc::clone(&logger),
+            SweepPlan {
+                interval: settings.sweeper_interval,
+                retention: Some(settings.retention).filter(|retention| !retention.is_zero()),
+                janitor_interval: settings.janitor_interval(),
+            },
+        )?;
         let ttl = TtlLimits {
             default_seconds: whole_seconds(settings.default_ttl),
             max_seconds: whole_seconds(settings.max_ttl),
@@ -251,6 +261,7 @@ impl Server {
                 queue,
                 workers,
                 dispatcher,
+                sweeper,
             })),
             stopped: (Mutex::new(false), Condvar::new()),
         })
@@ -329,12 +340,14 @@ impl Server {
             queue,
             workers,
             dispatcher,
+            mut sweeper,
         } = running;
         intake.stop();
         workers.iter().for_each(|_| queue.push_stop());
         for worker in workers {
             let _ = worker.join();
         }
+        sweeper.stop();
         self.service.dispatcher.stop();
         let _ = dispatcher.join();
         // A connection may have been accepted between the first cut and the end of the intake.
@@ -423,35 +436,14 @@ fn log_panics(logger: &Logger) {
 fn open_store(location: &StoreLocation) -> Result<Arc<dyn Store>, ServeError> {
     match location {
         StoreLocation::Memory => Ok(Arc::new(MemoryStore::new())),
-        StoreLocation::Disk(root) => open_disk(root),
-        StoreLocation::DefaultDisk(root) => {
-            make_parents(root)?;
-            open_disk(root)
-        }
-    }
-}
-
-fn open_disk(root: &Path) -> Result<Arc<dyn Store>, ServeError> {
-    match SharedLogStore::open(root, Options::default()) {
-        Ok(store) => Ok(Arc::new(store)),
-        Err(cause) => Err(ServeError::OpenDisk {
-            root: root.to_owned(),
-            cause,
-        }),
-    }
-}
-
-/// Makes what is missing above a root, for this user alone.
-fn make_parents(root: &Path) -> Result<(), ServeError> {
-    let Some(parent) = root.parent() else { return Ok(()) };
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
-    made.map_err(|cause| ServeError::OpenDisk {
-        root: root.to_owned(),
-        cause: OpenError::Io {
-            doing: format!("making {}", parent.display()),
-            cause,
+        StoreLocation::Disk(root) => match SharedLogStore::open(root, Options::default()) {
+            Ok(store) => Ok(Arc::new(store)),
+            Err(cause) => Err(ServeError::OpenDisk {
+                root: root.clone(),
+                cause,
+            }),
         },
-    })
+    }
 }
 
 fn bind(listen: &Listen) -> Result<Bound, ServeError> {

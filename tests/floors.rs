@@ -25,7 +25,16 @@ const FLOORS: [&[&str]; 6] = [
     ],
     &[],
     &["store"],
-    &["dispatch", "error", "lease", "namespace", "queue", "state", "txn"],
+    &[
+        "dispatch",
+        "error",
+        "lease",
+        "namespace",
+        "queue",
+        "state",
+        "sweeper",
+        "txn",
+    ],
     &["http"],
     &["cli", "main", "server", "settings", "testing"],
 ];

@@ -73,7 +73,13 @@ impl Leases {
             create_only: wanted.create_only,
         };
         self.table.change(&wanted.name, &[], |view| {
-            let granted = rules::acquire(view.record(), &grant, view.now())?;
+            let mut granted = rules::acquire(view.record(), &grant, view.now())?;
+            if view.record().is_none() {
+                // The key may have had a record that was deleted for its age. Its deletion came before the look that found
+                // none, so what was kept of it is seen now.
+                let (retired, _) = view.retired(&wanted.name.namespace)?;
+                granted.fencing_token += retired.fencing_token;
+            }
             Ok(Step::Write(Box::new(granted.clone()), granted))
         })
     }

@@ -17,8 +17,8 @@ use crate::keys::{self, Key, Namespace};
 use crate::lease::rules::{Now, Refused};
 use crate::queue::{News, QueueChanges};
 use crate::record::{
-    KeyRecord, LeaseRecord, Participant, Subject, TxnRecord, decode_key, decode_message, decode_txn, encode_key,
-    encode_txn,
+    KeyRecord, LeaseRecord, Participant, RetiredRecord, Subject, TxnRecord, decode_key, decode_message, decode_retired,
+    decode_txn, encode_key, encode_txn,
 };
 use crate::store::{
     Batch, BodyId, Change, Etag, Precondition, RecordKey, RecordWrite, Store, StoreError, Stored, Written,
@@ -359,6 +359,18 @@ impl<'a> View<'a> {
         }
     }
 
+    /// What is kept of the deleted keys of a namespace; nothing if none was deleted.
+    pub fn retired(&self, namespace: &Namespace) -> Result<(RetiredRecord, Option<Etag>), Error> {
+        let key = keys::retired_record(namespace);
+        let Some(stored) = self.table.store.read(&key)? else {
+            return Ok((RetiredRecord::default(), None));
+        };
+        match decode_retired(&stored.value) {
+            Ok(record) => Ok((record, Some(stored.etag))),
+            Err(cause) => Err(Error::CorruptRecord { key, cause }),
+        }
+    }
+
     /// Adds the write of a record of another kind to the batch, with the bodies that no record names after it and what
     /// those who wait for messages must hear of it.
     pub fn put_stored(&mut self, write: RecordWrite, dropped: Vec<BodyId>, news: Option<News>) {
@@ -415,7 +427,7 @@ impl<'a> View<'a> {
     }
 
     /// Deletes a key with its record, and takes its lease out of its transaction. Only for keys that nobody can ever
-    /// acquire again: the record holds the fencing token, which must not start anew.
+    /// acquire again, or together with keeping its fencing token: it must not start anew.
     pub fn delete_key(&mut self, name: &KeyName) -> Result<(), Error> {
         let before = self.load(name)?.map(|(before, _)| before);
         if let Some(old) = before.and_then(|before| before.lease.clone()) {

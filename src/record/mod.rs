@@ -10,6 +10,7 @@ mod codec;
 mod message;
 mod message_codec;
 mod named;
+mod retired;
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ pub use codec::{DecodeError, decode_key, decode_txn, encode_key, encode_txn};
 pub use message::{MessageLease, MessagePayload, MessageRecord, StateGrant};
 pub use message_codec::{decode_message, encode_message};
 pub use named::bodies_named_by;
+pub use retired::{RetiredRecord, decode_retired, encode_retired};
 
 use crate::ids::{BodyId, Xid};
 use crate::keys::{Key, MessageId, Namespace, QueueId};

@@ -1,6 +1,6 @@
 //! Which bodies a record names, whatever kind of record it is: what is left over in a store is what no record names.
 
-use super::{Body, DecodeError, decode_key, decode_message, decode_txn};
+use super::{Body, DecodeError, decode_key, decode_message, decode_retired, decode_txn};
 use crate::ids::BodyId;
 use crate::keys::RecordKey;
 
@@ -14,6 +14,7 @@ pub fn bodies_named_by(key: &RecordKey, value: &[u8]) -> Result<Option<Vec<BodyI
             Body::Inline(_) => Some(vec![]),
         },
         "t" => decode_txn(value).map(|_| Some(vec![]))?,
+        "r" => decode_retired(value).map(|_| Some(vec![]))?,
         "n" => Some(vec![]),
         _ => None,
     })

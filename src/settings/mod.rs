@@ -4,8 +4,8 @@
 //! What is read here is complete and consistent: whoever holds [`Settings`] made by [`load`] need not check again, and
 //! whoever makes one by hand (a test, an embedding program) calls [`Settings::check`].
 //!
-//! An option that this version cannot honour is an error and not a shrug: a daemon that starts without the encryption,
-//! the metrics or the retention that somebody asked for is worse than one that does not start.
+//! An option that this version cannot honour is an error and not a shrug: a daemon that starts without the encryption or
+//! the metrics that somebody asked for is worse than one that does not start.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,9 +32,6 @@ use options::{ForeignOption, REFUSED_OPTIONS, SERVER_OPTIONS, SKIPPED_OPTIONS};
 /// Most request threads that may be asked for.
 pub const WORKERS_MAX: usize = 4096;
 
-/// The directory of the default store, in the configuration directory.
-const DEFAULT_STORE: &str = "data";
-
 /// Everything that the daemon can be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -60,6 +57,10 @@ pub struct Settings {
     pub workers: usize,
     /// How often leftovers are cleared away.
     pub sweeper_interval: Duration,
+    /// Keys that have not changed for so long and are not held are deleted. Zero: never.
+    pub retention: Duration,
+    /// How often such keys are looked for. Zero: see [`Settings::janitor_interval`].
+    pub janitor_interval: Duration,
     /// How long a stop waits for leases to end. Zero: not at all.
     pub drain_grace: Duration,
     /// How long a stop may take in all, the waiting included.
@@ -68,8 +69,6 @@ pub struct Settings {
     pub ha: HaMode,
 }
 
-/// What the daemon does when it is told nothing, but for the store: these settings keep everything in memory, so that a
-/// program which embeds a server writes nowhere unless it says so.
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -84,6 +83,8 @@ impl Default for Settings {
             payload_spool_bytes: 4 * 1024 * 1024,
             workers: 32,
             sweeper_interval: Duration::from_secs(5 * 60),
+            retention: Duration::ZERO,
+            janitor_interval: Duration::ZERO,
             drain_grace: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(10),
             ha: HaMode::Concurrent,
@@ -97,12 +98,8 @@ impl Default for Settings {
 pub enum StoreLocation {
     /// `mem://`: in the memory of the process. Nothing survives a restart.
     Memory,
-    /// `disk:///absolute/path`: in a directory, on a local disk or NFS. Any number of servers may serve it together. Only the
-    /// last component is made if it is missing: a path with a typing error must not become a second, empty store.
+    /// `disk:///absolute/path`: in a directory, on a local disk or NFS. Any number of servers may serve it together.
     Disk(PathBuf),
-    /// What [`load`] takes when nobody says anything: `data` in the configuration directory, likewise on a disk. It is made
-    /// with all directories above it, for this user alone.
-    DefaultDisk(PathBuf),
 }
 
 impl StoreLocation {
@@ -156,6 +153,16 @@ impl HaMode {
 }
 
 impl Settings {
+    /// How often keys are looked for that are older than [`retention`](Settings::retention): as configured, else after
+    /// half of it, but neither more than once a minute nor less than once an hour.
+    pub fn janitor_interval(&self) -> Duration {
+        if self.janitor_interval.is_zero() {
+            (self.retention / 2).clamp(Duration::from_secs(60), Duration::from_secs(60 * 60))
+        } else {
+            self.janitor_interval
+        }
+    }
+
     /// Checks what single values cannot show.
     pub fn check(&self) -> Result<(), SettingsError> {
         let conflict = |message: String| Err(SettingsError::Conflict(message));
@@ -213,13 +220,10 @@ pub fn load(flags: &Flags, variables: &dyn Fn(&str) -> Option<String>) -> Result
             .map(|key| Notice::UnknownKey(key.to_owned())),
     );
 
-    let settings = read_settings(&layers, variables)?;
+    let settings = read_settings(&layers)?;
     settings.check()?;
-    if let StoreLocation::DefaultDisk(root) = &settings.store {
-        notices.push(Notice::DefaultStore {
-            root: root.clone(),
-            address: settings.listen.to_string(),
-        });
+    if layers.option("store").is_none() {
+        notices.push(Notice::StoreInMemory(settings.listen.to_string()));
     }
     if settings.ha != HaMode::Concurrent {
         notices.push(Notice::HaMeansConcurrent(settings.ha));
@@ -231,7 +235,7 @@ pub fn load(flags: &Flags, variables: &dyn Fn(&str) -> Option<String>) -> Result
     })
 }
 
-fn read_settings(layers: &Layers<'_>, variables: &dyn Fn(&str) -> Option<String>) -> Result<Settings, SettingsError> {
+fn read_settings(layers: &Layers<'_>) -> Result<Settings, SettingsError> {
     let mut settings = Settings::default();
     let proto = layers.option("listen-proto");
     let address = layers.option("listen");
@@ -260,6 +264,8 @@ fn read_settings(layers: &Layers<'_>, variables: &dyn Fn(&str) -> Option<String>
     duration("max-ttl", &mut settings.max_ttl, false)?;
     duration("acquire-block", &mut settings.acquire_block_max, false)?;
     duration("sweeper-interval", &mut settings.sweeper_interval, false)?;
+    duration("disk-retention", &mut settings.retention, true)?;
+    duration("disk-janitor-interval", &mut settings.janitor_interval, true)?;
     duration("drain-grace", &mut settings.drain_grace, true)?;
     duration("shutdown-timeout", &mut settings.shutdown_timeout, false)?;
     let size = |name: &str, target: &mut u64| {
@@ -269,6 +275,9 @@ fn read_settings(layers: &Layers<'_>, variables: &dyn Fn(&str) -> Option<String>
     };
     size("json-max", &mut settings.json_bytes_max)?;
     size("payload-spool-mem", &mut settings.payload_spool_bytes)?;
+    if let Some(given) = layers.option("store") {
+        settings.store = given.read(StoreLocation::parse)?;
+    }
     if let Some(given) = layers.option("default-namespace") {
         settings.default_namespace = given.read(parse_namespace)?;
     }
@@ -281,19 +290,7 @@ fn read_settings(layers: &Layers<'_>, variables: &dyn Fn(&str) -> Option<String>
     if let Some(given) = layers.option("allow-plaintext") {
         settings.allow_plaintext = given.read(parse_bool)?;
     }
-    // Last, so that who has no home hears of a typing error first.
-    settings.store = match layers.option("store") {
-        Some(given) => given.read(StoreLocation::parse)?,
-        None => default_store(variables)?,
-    };
     Ok(settings)
-}
-
-fn default_store(variables: &dyn Fn(&str) -> Option<String>) -> Result<StoreLocation, SettingsError> {
-    // Memory would do without a directory, and forget everything without a word at the next restart.
-    let dir = config_dir(variables).ok_or(SettingsError::NoStore)?;
-    let root = std::path::absolute(dir.join(DEFAULT_STORE)).map_err(|_| SettingsError::NoStore)?;
-    Ok(StoreLocation::DefaultDisk(root))
 }
 
 fn parse_namespace(text: &str) -> Result<String, String> {

@@ -178,7 +178,7 @@ pub const SERVER_OPTIONS: &[KnownOption] = &[
     value(
         "store",
         "URL",
-        "Where everything is kept: disk:///absolute/path or mem:// [default: data in $LOCKD_CONFIG_DIR, or in ~/.lockd]",
+        "Where everything is kept: mem:// or disk:///absolute/path [default: mem://]",
     ),
     KnownOption {
         name: "default-namespace",
@@ -212,6 +212,16 @@ pub const SERVER_OPTIONS: &[KnownOption] = &[
         "sweeper-interval",
         "DURATION",
         "How often leftovers are cleared away [default: 5m]",
+    ),
+    value(
+        "disk-retention",
+        "DURATION",
+        "Delete keys that have not changed for so long and are not held; 0 never [default: 0]",
+    ),
+    value(
+        "disk-janitor-interval",
+        "DURATION",
+        "How often such keys are looked for; if not given, after half of disk-retention, 1m to 1h",
     ),
     value(
         "drain-grace",
@@ -321,8 +331,6 @@ pub const REFUSED_OPTIONS: &[ForeignOption] = &[
     foreign("storage-retry-max-delay"),
     foreign("storage-retry-multiplier"),
     foreign("state-cache-bytes"),
-    foreign("disk-retention"),
-    foreign("disk-janitor-interval"),
     foreign_switch("disk-queue-watch"),
     foreign("logstore-commit-max-ops"),
     foreign("logstore-segment-size"),

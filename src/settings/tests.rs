@@ -9,28 +9,13 @@ use super::*;
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
-/// Of whoever does not say otherwise. Nothing there is touched.
-const HOME: &str = "/home/me";
-
 fn try_load(flags: Pairs<'_>, variables: Pairs<'_>) -> Result<Loaded, SettingsError> {
-    let at_home = [variables, &[("HOME", HOME)]].concat();
-    load_homeless(flags, &at_home)
-}
-
-fn load_homeless(flags: Pairs<'_>, variables: Pairs<'_>) -> Result<Loaded, SettingsError> {
     let flags = flags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let variables = |name: &str| {
         let found = variables.iter().find(|(key, _)| *key == name);
         found.map(|(_, value)| (*value).to_owned())
     };
     load(&flags, &variables)
-}
-
-fn defaults() -> Settings {
-    Settings {
-        store: StoreLocation::DefaultDisk(PathBuf::from("/home/me/.lockd/data")),
-        ..Settings::default()
-    }
 }
 
 fn settings(flags: Pairs<'_>, variables: Pairs<'_>) -> Settings {
@@ -42,35 +27,13 @@ fn refusal(flags: Pairs<'_>, variables: Pairs<'_>) -> String {
 }
 
 #[test]
-fn nothing_given_means_the_defaults_and_a_word_about_the_store() {
+fn nothing_given_means_the_defaults_and_a_word_about_memory() {
     let loaded = try_load(&[], &[]).unwrap();
-    assert_eq!(loaded.settings, defaults());
+    assert_eq!(loaded.settings, Settings::default());
     assert_eq!(loaded.settings.listen.to_string(), "127.0.0.1:9341");
     assert_eq!(loaded.settings.json_bytes_max, 104_857_600);
-    let about_the_store = Notice::DefaultStore {
-        root: PathBuf::from("/home/me/.lockd/data"),
-        address: "127.0.0.1:9341".to_owned(),
-    };
-    assert_eq!(loaded.notices, [about_the_store]);
+    assert_eq!(loaded.notices, [Notice::StoreInMemory("127.0.0.1:9341".to_owned())]);
     assert_eq!(try_load(&[("store", "mem://")], &[]).unwrap().notices, []);
-}
-
-#[test]
-fn the_default_store_is_in_the_configuration_directory() {
-    let store = |variables: Pairs<'_>| load_homeless(&[], variables).map(|loaded| loaded.settings.store);
-    let at = |path: &str| StoreLocation::DefaultDisk(PathBuf::from(path));
-    assert_eq!(
-        store(&[("LOCKD_CONFIG_DIR", "/etc/lockd")]).unwrap(),
-        at("/etc/lockd/data")
-    );
-    let both = [("LOCKD_CONFIG_DIR", "~/conf"), ("HOME", HOME)];
-    assert_eq!(store(&both).unwrap(), at("/home/me/conf/data"));
-    let here = std::env::current_dir().unwrap();
-    let relative = store(&[("LOCKD_CONFIG_DIR", "conf")]).unwrap();
-    assert_eq!(relative, StoreLocation::DefaultDisk(here.join("conf/data")));
-    let words = store(&[]).unwrap_err().to_string();
-    assert!(words.contains("--store") && words.contains("HOME"), "{words}");
-    assert_eq!(store(&[("LOCKD_STORE", "mem://")]).unwrap(), StoreLocation::Memory);
 }
 
 #[test]
@@ -79,12 +42,8 @@ fn the_help_tells_the_defaults_in_force() {
         let (_, rest) = option.help.split_once("[default: ")?;
         Some((option.name.to_owned(), rest.strip_suffix(']')?.to_owned()))
     };
-    let mut flags: Flags = SERVER_OPTIONS.iter().filter_map(told).collect();
-    assert_eq!(flags.len(), 14, "{flags:?}");
-    // That of the store tells where it is; the value itself depends on who asks.
-    let store = flags.remove("store").unwrap();
-    assert!(store.starts_with("data in $LOCKD_CONFIG_DIR"), "{store}");
-    flags.insert("store".to_owned(), "mem://".to_owned());
+    let flags: Flags = SERVER_OPTIONS.iter().filter_map(told).collect();
+    assert_eq!(flags.len(), 15, "{flags:?}");
     assert_eq!(load(&flags, &|_| None).unwrap().settings, Settings::default());
 }
 
@@ -186,9 +145,21 @@ fn zero_means_the_default_except_for_the_drain_window() {
     ];
     let expected = Settings {
         drain_grace: Duration::ZERO,
-        ..defaults()
+        ..Settings::default()
     };
     assert_eq!(settings(&zeros, &[]), expected);
+}
+
+#[test]
+fn old_keys_are_looked_for_after_half_their_age_within_bounds_unless_told() {
+    assert_eq!(settings(&[], &[]).retention, Duration::ZERO);
+    let interval = |flags: Pairs<'_>| settings(flags, &[]).janitor_interval();
+    assert_eq!(interval(&[("disk-retention", "1m")]), Duration::from_secs(60));
+    assert_eq!(interval(&[("disk-retention", "10m")]), Duration::from_secs(5 * 60));
+    assert_eq!(interval(&[("disk-retention", "720h")]), Duration::from_secs(60 * 60));
+    let told = [("disk-retention", "720h"), ("disk-janitor-interval", "7m")];
+    assert_eq!(interval(&told), Duration::from_secs(7 * 60));
+    assert_eq!(settings(&told, &[]).retention, Duration::from_secs(30 * 24 * 60 * 60));
 }
 
 #[test]
@@ -223,7 +194,7 @@ fn what_this_version_lacks_is_refused_from_every_source() {
         refusal(&[("metrics-listen", ":9464")], &[]),
         "--metrics-listen: not supported by this version"
     );
-    assert!(refusal(&[], &[("LOCKD_DISK_RETENTION", "24h")]).starts_with("LOCKD_DISK_RETENTION: not supported"));
+    assert!(refusal(&[], &[("LOCKD_AWS_REGION", "x")]).starts_with("LOCKD_AWS_REGION: not supported"));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.yaml");
     let file = path.to_str().unwrap();
@@ -249,7 +220,7 @@ fn asking_for_nothing_passes() {
         ("LOCKD_DISK_RETENTION", "0"),
         ("LOCKD_DISK_QUEUE_WATCH", "false"),
     ];
-    assert_eq!(settings(&flags, &variables), defaults());
+    assert_eq!(settings(&flags, &variables), Settings::default());
 }
 
 #[test]

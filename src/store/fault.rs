@@ -226,6 +226,11 @@ impl Store for FaultStore {
         }))
     }
 
+    fn leftovers(&self, older_than: Duration) -> Result<Vec<BodyId>, StoreError> {
+        self.faults
+            .around_question(Operation::List, || self.inner.leftovers(older_than))
+    }
+
     fn watch(&self, listener: ChangeListener) -> bool {
         self.inner.watch(listener)
     }

@@ -21,6 +21,7 @@
 use std::fmt;
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub mod fault;
 pub mod memory;
@@ -214,6 +215,13 @@ pub trait Store: Send + Sync + 'static {
     /// Reads a body from its beginning. A body that is dropped while it is being read stays readable to the end. One
     /// that is not there is [`StoreError::BodyMissing`].
     fn body_reader(&self, body: &BodyId) -> Result<Box<dyn Read + Send>, StoreError>;
+
+    /// Bodies that were left alone for longer than this, whether a record names them or not, and uploads that were never
+    /// finished: where to look for what a crash has left. An engine that cannot leave any has none to tell, and lists none.
+    fn leftovers(&self, older_than: Duration) -> Result<Vec<BodyId>, StoreError> {
+        let _ = older_than;
+        Ok(Vec::new())
+    }
 
     /// Registers one more listener for changes made through *other* handles or processes; a caller knows its own. A
     /// change is readable before it is reported. A report may name a record that has not changed, and several changes of

@@ -129,6 +129,10 @@ impl Store for RetryStore {
         self.retry("body_reader", || self.inner.body_reader(body))
     }
 
+    fn leftovers(&self, older_than: Duration) -> Result<Vec<BodyId>, StoreError> {
+        self.retry("leftovers", || self.inner.leftovers(older_than))
+    }
+
     fn watch(&self, listener: ChangeListener) -> bool {
         self.inner.watch(listener)
     }

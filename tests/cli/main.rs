@@ -8,5 +8,4 @@
 mod client;
 mod daemon;
 mod process;
-mod store;
 mod verify;

@@ -61,7 +61,9 @@ impl Daemon {
             command
                 .args(["--listen", "127.0.0.1:0", "--workers", "8"])
                 // Bodies beyond this are streamed to the store instead of being held in memory.
-                .args(["--payload-spool-mem", "16KiB", "--store"])
+                .args(["--payload-spool-mem", "16KiB"])
+                // Clears expired leases among all that happens.
+                .args(["--sweeper-interval", "1s", "--store"])
                 .arg(format!("disk://{}", root.display()));
         } else {
             command = Command::new(env::current_exe().unwrap());
@@ -184,6 +186,7 @@ fn server_of_this_binary() {
         listen: Listen::loopback_any_port(),
         workers: 8,
         payload_spool_bytes: 16 * 1024,
+        sweeper_interval: Duration::from_secs(1),
         ..Settings::default()
     };
     let logger = lockd::logging::LogOptions::default().build().unwrap();

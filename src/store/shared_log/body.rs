@@ -11,13 +11,15 @@
 //!
 //! A crash between the two leaves a file that no record names. Its process removes it when it opens the root again and
 //! reads the batch anew, unless a snapshot has taken the batch's place by then. A body that was streamed and never named
-//! is not known to the log at all. Finding such orphans needs to know what records name, which is above this floor.
+//! is not known to the log at all. Finding such orphans needs to know what records name, which is above
+//! this floor; it only tells which files are old.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::Step;
 use super::engine::Core;
@@ -69,6 +71,29 @@ impl Core {
             .body_path(id)
             .map_err(|_| StoreError::BodyMissing { body: id.clone() })?;
         open_file(&path, id)
+    }
+
+    /// Bodies whose files were written longer ago than this. Those in the log come and go with the batch of their record.
+    pub(super) fn old_body_files(&self, older_than: Duration) -> Result<Vec<BodyId>, StoreError> {
+        let failed = |cause: io::Error| StoreError::NotDone {
+            detail: format!("listing bodies: {cause}"),
+        };
+        let now = UNIX_EPOCH + Duration::from_millis(u64::try_from(self.clock.wall_ms()).unwrap_or(0));
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.bodies_dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str().filter(|name| is_lawful_name(name)) else {
+                continue;
+            };
+            // One that is gone by now, or younger than the clock, is not old.
+            let written = entry.metadata().and_then(|metadata| metadata.modified()).ok();
+            let age = written.and_then(|written| now.duration_since(written).ok());
+            if age.is_some_and(|age| older_than <= age) {
+                found.push(BodyId::new(name));
+            }
+        }
+        Ok(found)
     }
 
     /// Begins a body that arrives piece by piece.

@@ -173,8 +173,6 @@ pub enum OpenError {
     NotAbsolute,
     /// The directory above the root does not exist. Only the last component is made.
     ParentMissing,
-    /// What is above the root is no directory.
-    ParentNotADirectory,
     /// Something else has this name.
     NotADirectory,
     /// This process may not write there.
@@ -221,8 +219,7 @@ impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             OpenError::NotAbsolute => f.write_str("the path must be absolute"),
-            OpenError::ParentMissing => f.write_str("the directory above it does not exist; make it first"),
-            OpenError::ParentNotADirectory => f.write_str("what is above it is not a directory"),
+            OpenError::ParentMissing => f.write_str("the directory above it does not exist"),
             OpenError::NotADirectory => f.write_str("it is not a directory"),
             OpenError::NotWritable { cause } => write!(f, "it is not writable: {cause}"),
             OpenError::Foreign { name } => write!(f, "it holds no store, but something else ({name})"),
@@ -422,6 +419,11 @@ impl Store for SharedLogStore {
             }
             None => core.open_body_file(body),
         }
+    }
+
+    fn leftovers(&self, older_than: Duration) -> Result<Vec<BodyId>, StoreError> {
+        self.core().check_latch()?;
+        self.core().old_body_files(older_than)
     }
 
     fn watch(&self, listener: ChangeListener) -> bool {
