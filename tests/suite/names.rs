@@ -124,7 +124,9 @@ pub fn keys_have_one_form_and_malformed_ones_are_refused(backend: &dyn Backend) 
                 key: query.to_owned(),
                 ..held.clone()
             };
-            let answer = odd.send("POST", endpoint, &[("X-Lockd-Meta-Query-Hidden", "1")], b"1");
+            // A body of metadata is looked at before the form of the key, and one of `1` would not pass.
+            let body: &[u8] = if endpoint == "metadata" { b"" } else { b"1" };
+            let answer = odd.send("POST", endpoint, &[("X-Lockd-Meta-Query-Hidden", "1")], body);
             assert_eq!(answer.error(), invalid(code), "{endpoint} {query:?}");
         }
     }
