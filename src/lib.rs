@@ -7,7 +7,7 @@
 //! ```text
 //! client --HTTP--> HTTP library (a thread per connection)
 //!                     | Request
-//!                  intake --channel--> workers            http
+//!                  intake --channel--> workers            http; one request of a connection at a time
 //!                                        | parse, route   http::request, http::route
 //!                                        | decide         lease::rules, txn::rules: pure functions
 //!                                        | read, write    lease::table over store: one conditional write

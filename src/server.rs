@@ -23,7 +23,7 @@ use crate::dispatch::{Dispatcher, WaitLimits};
 use crate::drain_plan::{CloseOptions, DRAIN_CHECK_EVERY, DrainPlan};
 use crate::http::edge::Edge;
 use crate::http::intake::{Bound, Intake, ListenOn};
-use crate::http::{HttpLimits, ParkedAcquire, Service, Uploads, WorkQueue};
+use crate::http::{HttpLimits, ParkedAcquire, Service, WorkQueue};
 use crate::ids::IdMaker;
 use crate::keys::{self, Namespace};
 use crate::lease::table::{KeyTable, LeaseEnds};
@@ -155,8 +155,6 @@ pub struct Server {
 /// What must be taken down.
 struct Running {
     intake: Intake,
-    queue: WorkQueue,
-    workers: Vec<JoinHandle<()>>,
     dispatcher: JoinHandle<()>,
     sweeper: Sweeper,
 }
@@ -214,8 +212,9 @@ impl Server {
             raw_bytes_max: settings.json_bytes_max,
             spool_bytes_max: usize::try_from(settings.payload_spool_bytes).unwrap_or(usize::MAX),
         };
+        let queue = WorkQueue::new();
         let service = Arc::new(Service {
-            edge: Edge::new(address.clone(), clock, Arc::clone(&logger)),
+            edge: Edge::new(address.clone(), settings.workers, clock, Arc::clone(&logger)),
             leases: Leases::new(Arc::clone(&table), Arc::clone(&ids), ttl),
             states: States::new(table, Arc::clone(&ids), state_limits),
             namespaces: Namespaces::new(Arc::clone(&store)),
@@ -228,22 +227,20 @@ impl Server {
                 acquire_block: settings.acquire_block_max,
                 queued_max: QUEUED_REQUESTS_MAX,
             },
-            uploads: Uploads::new((settings.workers / 2).max(1)),
+            turns: queue.turns(),
+            queue: queue.clone(),
+            half_closed: Mutex::default(),
         });
 
-        let queue = WorkQueue::new();
-        let jobs = queue.clone();
-        let dispatcher = engine.start(move |job| jobs.push_job(job))?;
-        let workers = (0..settings.workers)
-            .map(|number| {
-                let (service, queue) = (Arc::clone(&service), queue.clone());
-                threads::spawn(&format!("worker-{number}"), move || service.work(&queue))
-            })
-            .collect::<io::Result<Vec<_>>>()?;
-        let (taker, requests) = (Arc::clone(&service), queue.clone());
-        let intake = Intake::start(listener, Arc::clone(&logger), move |request| {
-            taker.take(&requests, request);
-        })?;
+        let dispatcher = engine.start(move |job| queue.push_job(job))?;
+        start_workers(&service, settings.workers)?;
+        let (taker, tender) = (Arc::clone(&service), Arc::clone(&service));
+        let intake = Intake::start(
+            listener,
+            Arc::clone(&logger),
+            move |request| taker.take(request),
+            move || tender.cut_stuck_connections(),
+        )?;
         let configured = CloseOptions::new()
             .notify(true)
             .drain_leases(settings.drain_grace)
@@ -258,8 +255,6 @@ impl Server {
             close_defaults: close_defaults.over(configured),
             running: Mutex::new(Some(Running {
                 intake,
-                queue,
-                workers,
                 dispatcher,
                 sweeper,
             })),
@@ -337,19 +332,17 @@ impl Server {
         self.service.edge.sever_all();
         let Running {
             intake,
-            queue,
-            workers,
             dispatcher,
             mut sweeper,
         } = running;
         intake.stop();
-        workers.iter().for_each(|_| queue.push_stop());
-        for worker in workers {
-            let _ = worker.join();
-        }
+        let service = &self.service;
+        (0..service.edge.crew.dismiss()).for_each(|_| service.queue.push_stop());
+        service.edge.crew.join();
         sweeper.stop();
-        self.service.dispatcher.stop();
+        service.dispatcher.stop();
         let _ = dispatcher.join();
+        service.queue.clear();
         // A connection may have been accepted between the first cut and the end of the intake.
         self.service.edge.sever_all();
         log::info!(logger: self.logger, target: SYS_SHUTDOWN, "stopped");
@@ -444,6 +437,23 @@ fn open_store(location: &StoreLocation) -> Result<Arc<dyn Store>, ServeError> {
             }),
         },
     }
+}
+
+/// Starts the threads that handle requests.
+fn start_workers(service: &Arc<Service>, count: usize) -> io::Result<()> {
+    let workers = (0..count)
+        .map(|number| {
+            let service = Arc::clone(service);
+            threads::spawn(&format!("worker-{number}"), move || service.work())
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    // The service owns its crew: a strong reference would keep both for ever.
+    let service_of_crew = Arc::downgrade(service);
+    service.edge.crew.begin(workers, move || {
+        let service = service_of_crew.upgrade().ok_or(io::ErrorKind::NotConnected)?;
+        threads::spawn("worker-more", move || service.help_out())
+    });
+    Ok(())
 }
 
 fn bind(listen: &Listen) -> Result<Bound, ServeError> {

@@ -40,17 +40,6 @@ macro_rules! suite {
     };
 }
 
-/// The same for claims that do not hold yet: they are built and can be run with `--ignored`.
-macro_rules! known_gaps {
-    ($name:ident of $module:ident: $($claim:ident),* $(,)?) => {
-        mod $name {
-            $(#[test] #[ignore = "a known gap"] fn $claim() {
-                crate::place::run(crate::DEMANDS, stringify!($claim), super::SERVERS, crate::suite::$module::$claim);
-            })*
-        }
-    };
-}
-
 const SERVERS: Servers = Servers::OneEngine;
 
 // The list of all claims is one for all backends.

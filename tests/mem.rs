@@ -54,14 +54,5 @@ macro_rules! suite {
     };
 }
 
-/// The same for claims that do not hold yet: they are built and can be run with `--ignored`.
-macro_rules! known_gaps {
-    ($name:ident of $module:ident: $($claim:ident),* $(,)?) => {
-        mod $name {
-            $(#[test] #[ignore = "a known gap"] fn $claim() { super::suite::$module::$claim(&super::Memory); })*
-        }
-    };
-}
-
 // The list of all claims is one for all backends.
 include!("suite/list.rs");

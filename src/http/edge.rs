@@ -4,19 +4,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex};
+use socket2::Socket;
 
+use super::crew::Crew;
 use crate::clock::{Moment, SharedClock};
 use crate::logging::Logger;
 use crate::net::peer::{PeerProbe, PeerState};
 use crate::net::sever::{self, ListenerAddr};
-use crate::threads;
-
-/// How many uploads that nobody reads may trickle out at the same time before they are cut.
-const LINGERING_MAX: usize = 16;
 
 /// Shared by intake and workers.
 pub struct Edge {
@@ -24,6 +22,8 @@ pub struct Edge {
     pub clock: SharedClock,
     /// Where faults are told.
     pub log: Logger,
+    /// The workers.
+    pub crew: Crew,
     address: ListenerAddr,
     peers: PeerProbe,
     draining: AtomicBool,
@@ -32,7 +32,6 @@ pub struct Edge {
     drain_until: Mutex<Moment>,
     under_way: Mutex<usize>,
     none_under_way: Condvar,
-    lingering: Arc<AtomicUsize>,
     date: Mutex<(i64, Arc<str>)>,
 }
 
@@ -40,11 +39,12 @@ pub struct Edge {
 pub struct UnderWay(Arc<Edge>);
 
 impl Edge {
-    /// An edge for the listener with this address.
-    pub fn new(address: ListenerAddr, clock: SharedClock, log: Logger) -> Arc<Self> {
+    /// An edge for the listener with this address and so many workers.
+    pub fn new(address: ListenerAddr, workers: usize, clock: SharedClock, log: Logger) -> Arc<Self> {
         Arc::new(Self {
             clock,
             log,
+            crew: Crew::new(workers),
             address,
             peers: PeerProbe::new(),
             draining: AtomicBool::new(false),
@@ -53,7 +53,6 @@ impl Edge {
             drain_until: Mutex::new(Moment::ZERO),
             under_way: Mutex::new(0),
             none_under_way: Condvar::new(),
-            lingering: Arc::new(AtomicUsize::new(0)),
             date: Mutex::new((i64::MIN, "".into())),
         })
     }
@@ -143,6 +142,23 @@ impl Edge {
         }
     }
 
+    /// Clients that have closed their sending side. Empty where the kernel does not tell.
+    pub fn half_closed(&self) -> Vec<SocketAddr> {
+        match &self.address {
+            ListenerAddr::Tcp(local) => self.peers.half_closed_on(local.port()).unwrap_or_default(),
+            ListenerAddr::Unix(_) => Vec::new(),
+        }
+    }
+
+    /// The connection of one client, beside the library that holds it; `None` when there is none any more. An error says that
+    /// it cannot be had here.
+    pub fn connection(&self, peer: Option<SocketAddr>) -> io::Result<Option<Socket>> {
+        match (&self.address, peer) {
+            (ListenerAddr::Tcp(local), Some(peer)) => sever::find_connection(*local, peer),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// Cuts the connection of one client. What has been written to it still arrives.
     pub fn sever(&self, peer: Option<SocketAddr>) {
         let (ListenerAddr::Tcp(local), Some(peer)) = (&self.address, peer) else {
@@ -160,28 +176,6 @@ impl Edge {
             let error = cause.to_string();
             log::warn!(logger: self.log, target: "api.http.server", error; "http.sever.failed");
         }
-    }
-
-    /// Does something that may take as long as a client likes, on a thread of its own. When too many do so already, the
-    /// client's connection is cut and it is done here, where it then ends at once.
-    pub fn linger(
-        &self,
-        peer: Option<SocketAddr>,
-        work: impl FnOnce() -> io::Result<()> + Send + 'static,
-    ) -> io::Result<()> {
-        if self.lingering.fetch_add(1, Ordering::SeqCst) < LINGERING_MAX {
-            let lingering = Arc::clone(&self.lingering);
-            // Nobody joins this thread: it ends with its connection, which the end of the server cuts.
-            let _detached = threads::spawn("http-linger", move || {
-                let outcome = work();
-                lingering.fetch_sub(1, Ordering::SeqCst);
-                outcome
-            })?;
-            return Ok(());
-        }
-        self.lingering.fetch_sub(1, Ordering::SeqCst);
-        self.sever(peer);
-        work()
     }
 }
 

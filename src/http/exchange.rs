@@ -1,19 +1,27 @@
-//! One request on its way through a worker: what it says, its body, and the way back to its client.
+//! One request on its way through a worker: what it says, its body, and the way to its answer.
 //!
-//! Two traps of the HTTP library shape this file. Turning a request into its writer drops the reader of its body, and
-//! dropping a reader reads the rest of the body first: an endless upload would hold the worker for ever. And that drop
-//! allocates as many bytes as are missing: a `Content-Length` beyond all memory would end the process. So a request whose
-//! body was not read to its end never takes the ordinary way back; see [`Exchange::answer`].
+//! The HTTP library reads bodies with little care, and this file makes up for it:
+//!
+//! - It says "end" both at the end of a chunked body and where the client broke off within a chunk. Which of the two it
+//!   was, the kernel knows: a client that has sent its whole body still listens with both sides open. One that closes its
+//!   sending side right behind a chunked body is refused, because nobody can tell whether that body is whole. On unix
+//!   sockets the kernel cannot be asked, and such a body is taken for whole.
+//! - An offer to upgrade takes the frame off the body: what is read then are the bytes of the connection.
+//! - A request whose body was not read to its end leaves a connection of which nobody knows where the next request
+//!   begins; see the module `cut`.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use chunked_transfer::Decoder;
 use lockd_client::wire::{headers, valid_correlation_id};
-use tiny_http::{HTTPVersion, Method, Request, Response, StatusCode};
+use tiny_http::{HTTPVersion, Method, Request};
 
 use super::edge::{Edge, UnderWay};
-use super::reply::{Reply, ReplyBody};
+use super::reply::{Failure, Reply};
+use super::responder::{Responder, Way};
+use super::turns::{DROPPABLE_BODY_BYTES, Incoming, SafeRequest, Turn};
 use crate::clock::Moment;
 use crate::error::Error;
 
@@ -24,38 +32,91 @@ const BODY_BYTES_PER_SECOND_MIN: u64 = 64 * 1024;
 /// How much of a body is read at once, in bytes.
 const READ_BYTES: u64 = 64 * 1024;
 /// The HTTP library reads bodies up to this size before it hands out the request.
-const PRELOADED_BODY_BYTES: usize = 1024;
-/// An unread rest above this is never handed to the HTTP library's drop.
-const DROPPABLE_REST_BYTES: u64 = 1 << 30;
+const PRELOADED_BODY_BYTES: u64 = 1024;
 
 /// A request under treatment.
 pub struct Exchange {
-    request: Request,
+    // Dropped in this order: the request lets go of its connection before others get their turn.
+    pub(super) request: SafeRequest,
+    pub(super) under_way: UnderWay,
+    pub(super) turn: Turn,
     correlation_id: String,
     arrived: Moment,
+    has_waited: bool,
+    body: Body,
     body_read: u64,
-    body_ended: bool,
-    under_way: UnderWay,
+}
+
+/// What is known about a body and how much of it is still to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Body {
+    /// Nothing to come: there is none, or it is here already, or it has been read to its end.
+    Here,
+    /// So many bytes, at the pace of the client.
+    Counted(u64),
+    /// Chunks, taken apart by the library.
+    Chunked,
+    /// Chunks as they came over the connection.
+    RawChunks,
+    /// Nobody knows where it ends.
+    Unframed,
+}
+
+impl Body {
+    /// Reads what a request says about its body, and what the library makes of that.
+    pub(super) fn of(request: &Request) -> Self {
+        let (mut lengths, mut codings, mut is_sound) = (0, 0, true);
+        let (mut expects, mut upgrades) = (false, None);
+        for header in request.headers() {
+            let is = |name: &str| header.field.as_str().as_str().eq_ignore_ascii_case(name);
+            if is("Content-Length") {
+                lengths += 1;
+                is_sound &= header.value.as_str().trim().bytes().all(|byte| byte.is_ascii_digit());
+            } else if is("Transfer-Encoding") {
+                codings += 1;
+                is_sound &= header.value.as_str().trim().eq_ignore_ascii_case("chunked");
+            } else if is("Expect") {
+                expects = true;
+            } else if is("Connection") && upgrades.is_none() {
+                // The library looks at the first one only.
+                upgrades = Some(header.value.as_str().to_ascii_lowercase().contains("upgrade"));
+            }
+        }
+        let is_raw = upgrades == Some(true);
+        match (lengths, codings, request.body_length()) {
+            _ if !is_sound => Self::Unframed,
+            (0, 0, _) => Self::Here,
+            (0, 1, _) if is_raw => Self::RawChunks,
+            (0, 1, _) => Self::Chunked,
+            (1, 0, Some(0)) => Self::Here,
+            (1, 0, Some(length)) if length as u64 <= PRELOADED_BODY_BYTES && !expects && !is_raw => Self::Here,
+            (1, 0, Some(length)) => Self::Counted(length as u64),
+            _ => Self::Unframed,
+        }
+    }
 }
 
 impl Exchange {
     /// Takes a request over; `make_id` is called when it brings no usable correlation id.
-    pub fn new(request: Request, under_way: UnderWay, arrived: Moment, make_id: impl FnOnce() -> String) -> Self {
+    pub fn new(incoming: Incoming, turn: Turn, arrived: Moment, make_id: impl FnOnce() -> String) -> Self {
+        let Incoming {
+            request,
+            has_waited,
+            under_way,
+        } = incoming;
         let correlation_id = header_of(&request, headers::CORRELATION_ID)
             .and_then(valid_correlation_id)
             .map_or_else(make_id, str::to_owned);
-        let length = request.body_length();
-        let announces_body =
-            length.is_some_and(|length| length != 0) || header_of(&request, "Transfer-Encoding").is_some();
-        let asks_first = header_of(&request, "Expect").is_some();
-        let preloaded = length.is_some_and(|length| length <= PRELOADED_BODY_BYTES) && !asks_first;
+        let body = Body::of(&request);
         Self {
             request,
+            under_way,
+            turn,
             correlation_id,
             arrived,
+            has_waited,
+            body,
             body_read: 0,
-            body_ended: !announces_body || preloaded,
-            under_way,
         }
     }
 
@@ -92,67 +153,84 @@ impl Exchange {
         self.arrived
     }
 
-    /// The length that the client announced, in bytes.
-    pub fn announced_length(&self) -> Option<u64> {
-        self.request.body_length().map(|length| length as u64)
+    /// True when the request had to wait for others of its connection, so that its client may be gone by now.
+    pub fn has_waited(&self) -> bool {
+        self.has_waited
     }
 
-    /// False when the length header cannot be understood, so that nobody knows where the body ends.
+    /// The client's address, where there is one.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.request.remote_addr().copied()
+    }
+
+    /// False when nobody knows where the body ends.
     pub fn has_sound_framing(&self) -> bool {
-        self.request.body_length().is_some()
-            || self.header("Content-Length").is_none()
-            || self.header("Transfer-Encoding").is_some()
+        self.body != Body::Unframed
     }
 
-    /// Passes the body on piece by piece, until its end. Fails when it ends early or comes too slowly.
-    pub fn read_body(&mut self, edge: &Edge, mut take: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
-        let began = edge.clock.now();
-        let announced = self.announced_length();
-        // One byte more than announced, so that the read that finds the end finds room.
-        let wanted = announced.map_or(READ_BYTES, |length| length.saturating_add(1).min(READ_BYTES));
-        let mut buffer = vec![0; usize::try_from(wanted).unwrap_or(0)];
-        loop {
-            let count = match self.request.as_reader().read(&mut buffer) {
+    /// Passes the body on piece by piece, until its end. Fails when it is larger than `limit` bytes, ends early, comes too
+    /// slowly, or when clients hold up too many workers already.
+    pub fn read_body(
+        &mut self,
+        edge: &Edge,
+        limit: u64,
+        mut take: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Failure> {
+        let limit = limit.min(DROPPABLE_BODY_BYTES);
+        let announced = match self.body {
+            Body::Here => Some(self.request.body_length().unwrap_or(0) as u64),
+            Body::Counted(length) => Some(length),
+            _ => None,
+        };
+        if announced.is_some_and(|announced| limit < announced) {
+            return Err(Error::BodyTooLarge { limit }.into());
+        }
+        if announced == Some(self.body_read) {
+            return Ok(());
+        }
+        let _held_up = match self.body {
+            Body::Here => None,
+            _ => Some(
+                edge.crew
+                    .try_held_up()
+                    .ok_or(Failure::Busy("too many uploads at the same time"))?,
+            ),
+        };
+        let (began, peer) = (edge.clock.now(), self.peer());
+        let mut source = Source::new(&mut self.request, self.body);
+        let mut buffer = vec![0; to_usize(announced.map_or(READ_BYTES, |length| length.min(READ_BYTES)))];
+        while announced != Some(self.body_read) {
+            let room = announced.map_or(READ_BYTES, |length| (length - self.body_read).min(READ_BYTES));
+            let room = &mut buffer[..to_usize(room)];
+            let count = match source.read(room) {
                 Ok(count) => count,
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => continue,
-                Err(cause) => return Err(Error::BodyUnreadable(cause)),
+                Err(cause) => return Err(Error::BodyUnreadable(cause).into()),
             };
             if count == 0 {
+                if announced.is_some() || source.is_within_chunk().unwrap_or_else(|| edge.is_gone(peer)) {
+                    return Err(unreadable(io::ErrorKind::UnexpectedEof, "it ended early"));
+                }
                 break;
             }
             self.body_read += count as u64;
-            take(&buffer[..count])?;
+            if limit < self.body_read {
+                return Err(Error::BodyTooLarge { limit }.into());
+            }
+            take(&room[..count])?;
             let allowed = BODY_TIME + Duration::from_secs(self.body_read / BODY_BYTES_PER_SECOND_MIN);
             if allowed < edge.clock.now().since(began) {
-                return Err(Error::BodyUnreadable(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "it came too slowly",
-                )));
+                return Err(unreadable(io::ErrorKind::TimedOut, "it came too slowly"));
             }
         }
-        if announced.is_some_and(|announced| self.body_read < announced) {
-            return Err(Error::BodyUnreadable(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "it ended early",
-            )));
-        }
-        self.body_ended = true;
+        self.body = Body::Here;
         Ok(())
     }
 
     /// Reads a body of at most `limit` bytes into memory.
-    pub fn read_whole_body(&mut self, edge: &Edge, limit: u64) -> Result<Vec<u8>, Error> {
-        if self.announced_length().is_some_and(|length| limit < length) {
-            return Err(Error::BodyTooLarge { limit });
-        }
+    pub fn read_whole_body(&mut self, edge: &Edge, limit: u64) -> Result<Vec<u8>, Failure> {
         let mut body = Vec::new();
-        if self.announced_length() == Some(0) {
-            return Ok(body);
-        }
-        self.read_body(edge, |bytes| {
-            if limit < (body.len() + bytes.len()) as u64 {
-                return Err(Error::BodyTooLarge { limit });
-            }
+        self.read_body(edge, limit, |bytes| {
             body.extend_from_slice(bytes);
             Ok(())
         })?;
@@ -161,129 +239,84 @@ impl Exchange {
 
     /// Gives up on the rest of the request; what remains is the way back. For requests whose body was read.
     pub fn into_responder(self) -> Result<Responder, Box<Exchange>> {
-        if !self.body_ended {
+        if self.body != Body::Here {
             return Err(Box::new(self));
         }
-        let keeps_alive_1_0 = *self.request.http_version() == HTTPVersion(1, 0)
-            && self
-                .header("Connection")
-                .is_some_and(|value| value.to_ascii_lowercase().contains("keep-alive"));
-        let peer = self.request.remote_addr().copied();
-        let head_only = *self.request.method() == Method::Head;
-        Ok(Responder {
-            writer: Some(self.request.into_writer()),
+        let says = |word| {
+            self.header("Connection")
+                .is_some_and(|connection| contains_ignoring_case(connection, word))
+        };
+        let is_1_0 = *self.request.http_version() <= HTTPVersion(1, 0);
+        let is_last = says("close") || says("upgrade") || is_1_0 && !says("keep-alive");
+        let way = Way {
+            peer: self.peer(),
+            head_only: *self.request.method() == Method::Head,
+            keeps_alive_1_0: is_1_0 && !is_last,
+            is_last,
             correlation_id: self.correlation_id,
-            peer,
-            head_only,
-            keeps_alive_1_0,
-            _under_way: self.under_way,
-        })
+        };
+        let writer = self.request.take().into_writer();
+        Ok(Responder::new(writer, way, self.under_way, self.turn))
     }
 
     /// Answers. An error means that the client certainly has not received all of it.
     pub fn answer(self, edge: &Edge, reply: Reply) -> io::Result<()> {
         match self.into_responder() {
             Ok(responder) => responder.answer(edge, reply),
-            Err(unread) => unread.answer_before_body(edge, reply),
+            Err(unread) => unread.answer_and_cut(edge, reply),
         }
     }
 
-    /// Answers a request whose body is still coming in: on a thread of its own, because what is left of the body is read
-    /// and thrown away there.
-    fn answer_before_body(self, edge: &Edge, reply: Reply) -> io::Result<()> {
-        let rest = self
-            .announced_length()
-            .map_or(0, |length| length.saturating_sub(self.body_read));
-        let peer = self.request.remote_addr().copied();
-        let response = buffered_response(edge, &self.correlation_id, reply);
-        let (request, under_way) = (self.request, self.under_way);
-        if DROPPABLE_REST_BYTES < rest {
-            // The only way to the writer that leaves the reader alone. The stream is then forgotten on purpose: dropping
-            // it would allocate `rest` bytes. That leaks a connection, so the connection is cut.
-            let stream = request.upgrade("none", response);
-            edge.sever(peer);
-            std::mem::forget(stream);
-            return Ok(());
-        }
-        edge.linger(peer, move || {
-            let outcome = request.respond(response);
-            drop(under_way);
-            outcome
-        })
+    /// True when the bytes behind the head are still in our hands: the library reads no further until we let go.
+    pub(super) fn holds_reader(&self) -> bool {
+        matches!(self.body, Body::Counted(_) | Body::Chunked | Body::RawChunks)
     }
 }
 
-/// The way back to a client whose request has been read.
-pub struct Responder {
-    writer: Option<Box<dyn Write + Send>>,
-    correlation_id: String,
-    peer: Option<SocketAddr>,
-    head_only: bool,
-    keeps_alive_1_0: bool,
-    _under_way: UnderWay,
+/// Where the bytes of a body come from.
+enum Source<'a> {
+    Library(&'a mut dyn Read),
+    RawChunks(Decoder<&'a mut dyn Read>),
 }
 
-impl Responder {
-    /// The correlation id of the request.
-    pub fn correlation_id(&self) -> &str {
-        &self.correlation_id
-    }
-
-    /// The client's address, where there is one.
-    pub fn peer(&self) -> Option<SocketAddr> {
-        self.peer
-    }
-
-    /// Answers. An error means that the client certainly has not received all of it.
-    pub fn answer(mut self, edge: &Edge, reply: Reply) -> io::Result<()> {
-        let Some(mut writer) = self.writer.take() else {
-            return Ok(());
-        };
-        let mut head = head(edge, &self.correlation_id, &reply);
-        if edge.is_closing() {
-            head.extend_from_slice(b"Connection: close\r\n");
-        } else if self.keeps_alive_1_0 {
-            head.extend_from_slice(b"Connection: keep-alive\r\n");
+impl<'a> Source<'a> {
+    /// Tells a client that asked before sending to go on.
+    fn new(request: &'a mut Request, body: Body) -> Self {
+        let reader = request.as_reader();
+        match body {
+            Body::RawChunks => Self::RawChunks(Decoder::new(reader)),
+            _ => Self::Library(reader),
         }
-        head.extend_from_slice(b"\r\n");
-        match reply.body {
-            _ if self.head_only => writer.write_all(&head)?,
-            ReplyBody::Empty => writer.write_all(&head)?,
-            ReplyBody::Bytes(bytes) => {
-                head.extend_from_slice(&bytes);
-                writer.write_all(&head)?;
-            }
-            ReplyBody::Shared(bytes) => {
-                writer.write_all(&head)?;
-                writer.write_all(&bytes)?;
-            }
-            ReplyBody::Stream { mut reader, length } => {
-                writer.write_all(&head)?;
-                let sent = io::copy(&mut Read::by_ref(&mut reader).take(length), &mut writer)?;
-                if sent < length {
-                    // The length is announced already: all that is left is to cut the connection.
-                    edge.sever(self.peer);
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-            }
-        }
-        writer.flush()
     }
 
-    /// Lets go of a client that is not there any more.
-    pub fn abandon(mut self) {
-        self.writer = None;
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Library(reader) => reader.read(room),
+            Self::RawChunks(decoder) => decoder.read(room),
+        }
+    }
+
+    /// Whether the end that was just read lies within a chunk; `None` when the library does not tell.
+    fn is_within_chunk(&self) -> Option<bool> {
+        match self {
+            Self::Library(_) => None,
+            Self::RawChunks(decoder) => Some(decoder.remaining_chunks_size().is_some()),
+        }
     }
 }
 
-impl Drop for Responder {
-    fn drop(&mut self) {
-        // Only a panic gets here with the writer in hand. A client that is not answered would wait for ever.
-        if let Some(mut writer) = self.writer.take() {
-            let _ = writer.write_all(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n");
-            let _ = writer.flush();
-        }
-    }
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+fn contains_ignoring_case(text: &str, word: &str) -> bool {
+    text.as_bytes()
+        .windows(word.len())
+        .any(|part| part.eq_ignore_ascii_case(word.as_bytes()))
+}
+
+fn unreadable(kind: io::ErrorKind, why: &str) -> Failure {
+    Error::BodyUnreadable(io::Error::new(kind, why)).into()
 }
 
 fn header_of<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
@@ -292,68 +325,4 @@ fn header_of<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
         .iter()
         .find(|header| header.field.as_str().as_str().eq_ignore_ascii_case(name))
         .map(|header| header.value.as_str().trim())
-}
-
-/// Status line and headers, without the empty line behind them.
-fn head(edge: &Edge, correlation_id: &str, reply: &Reply) -> Vec<u8> {
-    let mut head = Vec::with_capacity(512);
-    let status = StatusCode(reply.status);
-    push(
-        &mut head,
-        &[
-            "HTTP/1.1 ",
-            reply.status_text(),
-            " ",
-            status.default_reason_phrase(),
-            "\r\n",
-        ],
-    );
-    push(&mut head, &["Date: ", &edge.http_date(), "\r\n"]);
-    each_header(edge, correlation_id, reply, |name, value| {
-        push(&mut head, &[name, ": ", value, "\r\n"]);
-    });
-    if let Some(length) = reply.content_length() {
-        push(&mut head, &["Content-Length: ", &length.to_string(), "\r\n"]);
-    }
-    head
-}
-
-fn each_header(edge: &Edge, correlation_id: &str, reply: &Reply, mut put: impl FnMut(&str, &str)) {
-    if let Some(content_type) = reply.content_type {
-        put("Content-Type", content_type);
-    }
-    put(headers::CORRELATION_ID, correlation_id);
-    for (name, value) in &reply.headers {
-        put(name, value);
-    }
-    if edge.announces_shutdown() {
-        put(headers::SHUTDOWN_IMMINENT, "true");
-    }
-}
-
-fn push(head: &mut Vec<u8>, parts: &[&str]) {
-    for part in parts {
-        head.extend_from_slice(part.as_bytes());
-    }
-}
-
-/// The same answer for the HTTP library to send; only errors and other small answers come this way.
-fn buffered_response(edge: &Edge, correlation_id: &str, reply: Reply) -> Response<io::Cursor<Vec<u8>>> {
-    let mut fields = Vec::new();
-    each_header(edge, correlation_id, &reply, |name, value| {
-        fields.extend(tiny_http::Header::from_bytes(name, value));
-    });
-    let bytes = match reply.body {
-        ReplyBody::Bytes(bytes) => bytes,
-        ReplyBody::Shared(bytes) => bytes.to_vec(),
-        ReplyBody::Empty | ReplyBody::Stream { .. } => Vec::new(),
-    };
-    let length = bytes.len();
-    Response::new(
-        StatusCode(reply.status),
-        fields,
-        io::Cursor::new(bytes),
-        Some(length),
-        None,
-    )
 }

@@ -35,9 +35,9 @@ use crate::threads;
 /// A client that neither sends nor takes a byte for so long is cut; an idle connection lives so long.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(60);
 /// Well below the time-out, so that `accept` never sees it.
-const PROBE_EVERY: Duration = Duration::from_secs(25);
+const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// How soon to look again while requests come in or some connections still have something unread.
-const LOOK_WHEN_BUSY_EVERY: Duration = Duration::from_secs(2);
+const LOOK_WHEN_BUSY_EVERY: Duration = Duration::from_millis(500);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
 /// Pauses between attempts to accept again.
@@ -147,6 +147,7 @@ struct Shared {
     listener: Bound,
     log: Logger,
     take: Box<dyn Fn(Request) + Send + Sync>,
+    tend: Box<dyn Fn() + Send + Sync>,
     stopping: AtomicBool,
     wishes: Mutex<Wishes>,
     wish_made: Condvar,
@@ -167,14 +168,20 @@ struct Wishes {
 }
 
 impl Intake {
-    /// Starts to take requests and calls `take` with each. `take` must not block.
-    pub fn start(listener: Bound, log: Logger, take: impl Fn(Request) + Send + Sync + 'static) -> io::Result<Self> {
+    /// Starts to take requests and calls `take` with each. `take` must not block. `tend` is called every few seconds.
+    pub fn start(
+        listener: Bound,
+        log: Logger,
+        take: impl Fn(Request) + Send + Sync + 'static,
+        tend: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let address = listener.address()?;
         let usher = Usher::new(&address);
         let shared = Arc::new(Shared {
             listener,
             log,
             take: Box::new(take),
+            tend: Box::new(tend),
             stopping: AtomicBool::new(false),
             wishes: Mutex::new(Wishes::default()),
             wish_made: Condvar::new(),
@@ -268,9 +275,10 @@ impl Shared {
             if self.stopping.load(Ordering::SeqCst) {
                 continue;
             }
+            (self.tend)();
             let settled = self.usher.seat_everybody(|span| self.pause(span));
             let busy = self.busy.swap(false, Ordering::Relaxed);
-            next_look = if busy || !settled {
+            next_look = if busy || wish.usher || !settled {
                 LOOK_WHEN_BUSY_EVERY
             } else {
                 PROBE_EVERY

@@ -8,9 +8,10 @@ use lockd_client::wire::{
     headers,
 };
 
-use super::exchange::{Exchange, Responder};
+use super::exchange::Exchange;
 use super::reply::{BadRequest, Failure, Reply};
 use super::request::{self, Query};
+use super::responder::Responder;
 use super::{Grant, Next, Service};
 use crate::clock::Moment;
 use crate::dispatch::{Outcome, Parked, Waiter};
@@ -85,6 +86,10 @@ pub(super) fn acquire(service: &Service, exchange: &mut Exchange) -> Result<Next
         create_only: body.if_not_exists,
         txn_id,
     };
+    if exchange.has_waited() && service.edge.is_gone(exchange.peer()) {
+        // It was behind a request that waited, and its client has left meanwhile.
+        return Err(Failure::Busy("the client has closed its side of the connection"));
+    }
     // Only 0 waits without limit; every negative number means not to wait.
     let may_wait = 0 <= body.block_seconds && !wanted.create_only && !service.limits.acquire_block.is_zero();
     let patience = u64::try_from(body.block_seconds)

@@ -9,6 +9,8 @@
 //! A worker takes a request, reads its body within bounds of size and time, calls one short handler and writes the
 //! answer. A handler that finds that its caller must wait hands the way back to the dispatcher and forgets the request.
 
+mod crew;
+mod cut;
 pub mod edge;
 mod exchange;
 pub mod intake;
@@ -16,18 +18,24 @@ mod lease;
 mod namespace;
 mod reply;
 pub mod request;
+mod responder;
 mod route;
 mod state;
+mod turns;
 mod usher;
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use lockd_client::wire::codes;
+use parking_lot::Mutex;
 use tiny_http::Request;
 
+use crate::clock::Moment;
 use crate::dispatch::{Dispatcher, Job};
 use crate::ids::IdMaker;
 use crate::keys::Namespace;
@@ -37,12 +45,17 @@ use crate::namespace::Namespaces;
 use crate::record::KeyRecord;
 use crate::state::States;
 use crate::store::Store;
-use edge::{Edge, UnderWay};
-use exchange::Exchange;
+use edge::Edge;
+use exchange::{Body, Exchange};
 pub use lease::ParkedAcquire;
 use lease::WaitingAcquire;
 use reply::{BadRequest, Failure, Reply, busy};
 use route::{NoRoute, Route, route};
+use turns::{Incoming, Place, Turn, Turns};
+
+/// A client that has sent its last byte and waits for nothing is left alone by the HTTP library within this time, or never.
+const STUCK_AFTER: Duration = Duration::from_secs(3);
+const STUCK_LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Bounds that requests meet.
 #[derive(Debug, Clone)]
@@ -75,47 +88,26 @@ pub struct Service {
     pub store: Arc<dyn Store>,
     /// Bounds.
     pub limits: HttpLimits,
-    /// Uploads under way.
-    pub uploads: Uploads,
+    /// The requests of each connection.
+    pub turns: Arc<Turns>,
+    /// Where workers find what to do.
+    pub queue: WorkQueue,
+    /// Clients that seem to be forgotten.
+    pub half_closed: Mutex<HalfClosed>,
 }
 
-/// Bounds how many workers may be busy with reading large bodies, so that slow uploads leave workers for the others.
+/// Clients that have sent their last byte and have no request under treatment.
 #[derive(Debug)]
-pub struct Uploads {
-    under_way: AtomicUsize,
-    max: usize,
+pub struct HalfClosed {
+    looked: Moment,
+    since: HashMap<SocketAddr, Moment>,
 }
 
-/// A body of up to so many bytes is here before the worker is: no need to count it.
-const SMALL_BODY_BYTES: u64 = 1024;
-
-impl Uploads {
-    /// At most so many at the same time.
-    pub fn new(max: usize) -> Self {
+impl Default for HalfClosed {
+    fn default() -> Self {
         Self {
-            under_way: AtomicUsize::new(0),
-            max,
-        }
-    }
-
-    fn enter(&self, announced_length: Option<u64>) -> Option<UploadPermit<'_>> {
-        if announced_length.is_some_and(|length| length <= SMALL_BODY_BYTES) {
-            return Some(UploadPermit(None));
-        }
-        if self.max <= self.under_way.fetch_add(1, Ordering::SeqCst) {
-            self.under_way.fetch_sub(1, Ordering::SeqCst);
-            return None;
-        }
-        Some(UploadPermit(Some(self)))
-    }
-}
-
-struct UploadPermit<'a>(Option<&'a Uploads>);
-
-impl Drop for UploadPermit<'_> {
-    fn drop(&mut self) {
-        if let Some(uploads) = self.0 {
-            uploads.under_way.fetch_sub(1, Ordering::SeqCst);
+            looked: Moment::ZERO,
+            since: HashMap::new(),
         }
     }
 }
@@ -139,8 +131,13 @@ struct Grant {
 
 /// What the workers take from their channel.
 enum Work {
-    Request(Box<Request>, UnderWay),
+    /// A request that has its turn.
+    Request(Box<Incoming>, Turn),
     Job(Box<Job<ParkedAcquire>>),
+    /// A request of a connection that has been ended.
+    Discard(Box<Incoming>),
+    /// A client that sends without end.
+    CutOff(SocketAddr),
     Stop,
 }
 
@@ -166,15 +163,37 @@ impl WorkQueue {
         }
     }
 
+    /// The requests of connections, those whose turn it is going into this queue.
+    pub fn turns(&self) -> Arc<Turns> {
+        let queue = self.clone();
+        Turns::new(move |incoming, turn| queue.push_request(incoming, turn))
+    }
+
+    fn push_request(&self, incoming: Incoming, turn: Turn) {
+        self.queued.fetch_add(1, Ordering::Relaxed);
+        self.push(Work::Request(Box::new(incoming), turn));
+    }
+
+    fn push(&self, work: Work) {
+        // The receiver lives in this very value.
+        let _ = self.sender.send(work);
+    }
+
+    /// Drops what is left when nobody works any more. What follows from that is dropped as well.
+    pub fn clear(&self) {
+        while let Ok(work) = self.receiver.try_recv() {
+            drop(work);
+        }
+    }
+
     /// Queues a job of the dispatcher.
     pub fn push_job(&self, job: Job<ParkedAcquire>) {
-        // The receiver lives in this very value.
-        let _ = self.sender.send(Work::Job(Box::new(job)));
+        self.push(Work::Job(Box::new(job)));
     }
 
     /// Tells one worker to stop once everything queued before is done.
     pub fn push_stop(&self) {
-        let _ = self.sender.send(Work::Stop);
+        self.push(Work::Stop);
     }
 }
 
@@ -186,30 +205,99 @@ impl Default for WorkQueue {
 
 impl Service {
     /// Takes a request from the intake: queues it for the workers, or sheds it when too many wait already.
-    pub fn take(&self, queue: &WorkQueue, request: Request) {
-        let under_way = self.edge.enter();
-        if self.limits.queued_max <= queue.queued.load(Ordering::Relaxed) {
-            let exchange = self.exchange(request, under_way);
-            // A client that does not hear of it comes back all the same.
-            let _ = exchange.answer(&self.edge, busy(codes::SERVER_BUSY, "too many requests are waiting", 1));
+    pub fn take(&self, request: Request) {
+        let incoming = Incoming::new(request, self.edge.enter());
+        let peer = incoming.peer();
+        match (self.turns.enter(incoming), peer) {
+            (Place::First(incoming, turn), _) => self.admit(incoming, turn),
+            (Place::Waits { is_too_long: true }, Some(peer)) => self.queue.push(Work::CutOff(peer)),
+            (Place::Waits { .. }, _) => {}
+            (Place::Ended(incoming), _) if self.edge.is_gone(peer) => {
+                self.queue.push(Work::Discard(Box::new(incoming)));
+            }
+            // The client has connected anew from the same port.
+            (Place::Ended(incoming), peer) => {
+                peer.into_iter().for_each(|peer| self.turns.renew(peer));
+                if let Place::First(incoming, turn) = self.turns.enter(incoming) {
+                    self.admit(incoming, turn);
+                }
+            }
+        }
+    }
+
+    /// Ends connections that the HTTP library has forgotten.
+    ///
+    /// It does so with a request of a version above 1.1: its thread waits for itself and notices nothing any more, neither
+    /// further requests nor the end of the connection. From outside that shows once the client has given up: a thread in
+    /// its right mind sees that within moments and closes the connection. The stuck thread cannot be helped.
+    pub fn cut_stuck_connections(&self) {
+        let now = self.edge.clock.now();
+        let mut seen = self.half_closed.lock();
+        if now.since(seen.looked) < STUCK_LOOK_EVERY {
             return;
         }
-        queue.queued.fetch_add(1, Ordering::Relaxed);
-        let _ = queue.sender.send(Work::Request(Box::new(request), under_way));
+        seen.looked = now;
+        let before = std::mem::take(&mut seen.since);
+        for peer in self.edge.half_closed() {
+            let since = before.get(&peer).copied().unwrap_or(now);
+            if self.turns.is_taken(peer) {
+                continue;
+            }
+            if STUCK_AFTER <= now.since(since) {
+                log::warn!(logger: self.edge.log, target: "api.http.server", peer:%; "http.connection.stuck");
+                self.edge.sever(Some(peer));
+            }
+            seen.since.insert(peer, since);
+        }
+    }
+
+    fn admit(&self, incoming: Incoming, turn: Turn) {
+        let is_full = self.limits.queued_max <= self.queue.queued.load(Ordering::Relaxed);
+        // Who still has to send a body can be refused by a worker alone.
+        if !is_full || Body::of(&incoming.request) != Body::Here {
+            return self.queue.push_request(incoming, turn);
+        }
+        // A client that does not hear of it comes back all the same.
+        let reply = busy(codes::SERVER_BUSY, "too many requests are waiting", 1);
+        let _ = self.exchange(incoming, turn).answer(&self.edge, reply);
     }
 
     /// Works until told to stop. Each worker thread runs this.
-    pub fn work(&self, queue: &WorkQueue) {
-        while let Ok(work) = queue.receiver.recv() {
-            match work {
-                Work::Stop => return,
-                Work::Request(request, under_way) => {
-                    queue.queued.fetch_sub(1, Ordering::Relaxed);
-                    self.unless_it_panics(|| self.serve(*request, under_way));
-                }
-                Work::Job(job) => self.unless_it_panics(|| self.do_job(*job)),
+    pub fn work(&self) {
+        while let Ok(work) = self.queue.receiver.recv() {
+            if !self.do_work(work) {
+                return;
             }
         }
+    }
+
+    /// Works until told to stop, or until there is too little to do. Each replacement of a worker runs this.
+    pub fn help_out(&self) {
+        loop {
+            let goes_on = match self.queue.receiver.recv_timeout(crew::IDLE_MAX) {
+                Ok(work) => self.do_work(work),
+                Err(RecvTimeoutError::Timeout) => !self.edge.crew.may_go(),
+                Err(RecvTimeoutError::Disconnected) => false,
+            };
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    /// False: stop.
+    fn do_work(&self, work: Work) -> bool {
+        match work {
+            Work::Stop => return false,
+            Work::Request(incoming, turn) => {
+                self.queue.queued.fetch_sub(1, Ordering::Relaxed);
+                self.unless_it_panics(|| self.serve(*incoming, turn));
+            }
+            Work::Job(job) => self.unless_it_panics(|| self.do_job(*job)),
+            Work::Discard(incoming) => drop(incoming),
+            Work::CutOff(peer) => self.edge.sever(Some(peer)),
+        }
+        true
     }
 
     /// A panic costs the request that caused it, not the worker.
@@ -219,12 +307,12 @@ impl Service {
         }
     }
 
-    fn exchange(&self, request: Request, under_way: UnderWay) -> Exchange {
-        Exchange::new(request, under_way, self.edge.clock.now(), || self.ids.uuid())
+    fn exchange(&self, incoming: Incoming, turn: Turn) -> Exchange {
+        Exchange::new(incoming, turn, self.edge.clock.now(), || self.ids.uuid())
     }
 
-    fn serve(&self, request: Request, under_way: UnderWay) {
-        let mut exchange = self.exchange(request, under_way);
+    fn serve(&self, incoming: Incoming, turn: Turn) {
+        let mut exchange = self.exchange(incoming, turn);
         let (operation, outcome) = self.handle(&mut exchange);
         let delivered = match outcome {
             Ok(Next::Reply(reply)) => exchange.answer(&self.edge, reply),
@@ -257,7 +345,7 @@ impl Service {
         if !exchange.has_sound_framing() {
             return (
                 "framing",
-                Err(BadRequest::new(codes::INVALID_BODY, "Content-Length is not a length").into()),
+                Err(BadRequest::new(codes::INVALID_BODY, "nobody knows where the body ends").into()),
             );
         }
         match route(exchange.method(), exchange.path()) {
@@ -296,6 +384,7 @@ impl Service {
         let error = match &failure {
             Failure::Bad(bad) => bad.detail.clone(),
             Failure::Domain(error) => error.to_string(),
+            Failure::Busy(detail) => (*detail).to_owned(),
         };
         let level = if is_fault { log::Level::Error } else { log::Level::Debug };
         log::log!(logger: self.edge.log, target: "api.http.server", level, operation, error,

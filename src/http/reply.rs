@@ -43,6 +43,17 @@ pub enum ReplyBody {
     },
 }
 
+impl ReplyBody {
+    /// The content, unless it is a stream. Errors never are.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+            Self::Empty | Self::Stream { .. } => &[],
+        }
+    }
+}
+
 const JSON: &str = "application/json";
 
 impl Reply {
@@ -165,6 +176,8 @@ pub enum Failure {
     Bad(BadRequest),
     /// The domain refused or failed.
     Domain(Error),
+    /// Too much of this kind is going on: come back later.
+    Busy(&'static str),
 }
 
 impl From<BadRequest> for Failure {
@@ -193,6 +206,7 @@ impl Failure {
         match self {
             Self::Bad(bad) => Reply::error(bad.status, bad.code, bad.detail),
             Self::Domain(error) => domain_reply(&error, now),
+            Self::Busy(detail) => busy(codes::SERVER_BUSY, detail, 1),
         }
     }
 }

@@ -83,24 +83,10 @@ pub(super) fn update(service: &Service, exchange: &mut Exchange) -> Result<Next,
         etag: request::etag(exchange.header(headers::IF_STATE_ETAG)),
     };
 
-    if exchange
-        .announced_length()
-        .is_some_and(|length| service.limits.json_bytes_max < length)
-    {
-        return Err(crate::error::Error::BodyTooLarge {
-            limit: service.limits.json_bytes_max,
-        }
-        .into());
-    }
-    let Some(_permit) = service.uploads.enter(exchange.announced_length()) else {
-        return Ok(Next::Reply(super::reply::busy(
-            codes::SERVER_BUSY,
-            "too many uploads at the same time",
-            1,
-        )));
-    };
     let mut incoming = service.states.incoming(announced);
-    exchange.read_body(&service.edge, |bytes| incoming.push(bytes))?;
+    exchange.read_body(&service.edge, service.limits.json_bytes_max, |bytes| {
+        incoming.push(bytes)
+    })?;
     let arrived = incoming.finish()?;
     let bytes = arrived.value.bytes;
     let record = service.states.update(&name, &by, &expected, arrived, attributes)?;

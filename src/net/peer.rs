@@ -73,6 +73,11 @@ impl PeerProbe {
         self.kernel.unread_on(local_port)
     }
 
+    /// The clients of `local_port` that have closed their sending side while ours is open.
+    pub fn half_closed_on(&self, local_port: u16) -> io::Result<Vec<SocketAddr>> {
+        self.kernel.half_closed_on(local_port)
+    }
+
     /// How many connections to the listener on `local_port` wait to be accepted.
     pub fn backlog_of(&self, local_port: u16) -> io::Result<u32> {
         self.kernel.backlog_of(local_port)
@@ -99,6 +104,10 @@ impl Kernel {
     }
 
     fn unread_on(&self, _local_port: u16) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn half_closed_on(&self, _local_port: u16) -> io::Result<Vec<SocketAddr>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

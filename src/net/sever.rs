@@ -1,4 +1,4 @@
-//! Closes the accepted connections of a listener in this process, whoever holds them.
+//! Finds and closes the accepted connections of a listener in this process, whoever holds them.
 //!
 //! The HTTP library keeps its sockets to itself: when a server that is embedded in a larger program stops, connections
 //! that clients keep alive would stay open, with a thread behind each of them. The process can still find them: `/proc`
@@ -15,10 +15,11 @@
 //! forbid `pidfd_getfd`. Then the answer is an error, and idle connections end when their clients close them.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use socket2::SockAddr;
+use socket2::{SockAddr, Socket};
 
 #[cfg(test)]
 mod tests;
@@ -35,19 +36,39 @@ pub enum ListenerAddr {
 /// Shuts down every connection that was accepted at `local`, and says how many there were. An error says that nothing or
 /// not everything could be looked at; connections found before it are shut down.
 pub fn sever_connections(local: &ListenerAddr) -> io::Result<usize> {
-    sever(|address, _| match local {
-        ListenerAddr::Tcp(local) => address.as_socket().is_some_and(|address| is_at(address, *local)),
-        ListenerAddr::Unix(path) => address.as_pathname() == Some(path),
-    })
+    let mut severed = 0;
+    each_connection(
+        |address, _| match local {
+            ListenerAddr::Tcp(local) => address.as_socket().is_some_and(|address| is_at(address, *local)),
+            ListenerAddr::Unix(path) => address.as_pathname() == Some(path),
+        },
+        |connection| {
+            severed += usize::from(connection.shutdown(Shutdown::Both).is_ok());
+            ControlFlow::Continue(())
+        },
+    )?;
+    Ok(severed)
 }
 
 /// Shuts down the connection that was accepted at `local` and came from `remote`. False if there is none.
 pub fn sever_one(local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
-    let severed = sever(|address, peer| {
-        address.as_socket().is_some_and(|address| is_at(address, local))
-            && peer.as_socket().is_some_and(|peer| is_same(peer, remote))
-    })?;
-    Ok(severed > 0)
+    Ok(find_connection(local, remote)?.is_some_and(|connection| connection.shutdown(Shutdown::Both).is_ok()))
+}
+
+/// A duplicate of the connection that was accepted at `local` and came from `remote`; `None` if there is none (any more).
+pub fn find_connection(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Socket>> {
+    let mut found = None;
+    each_connection(
+        |address, peer| {
+            address.as_socket().is_some_and(|address| is_at(address, local))
+                && peer.as_socket().is_some_and(|peer| is_same(peer, remote))
+        },
+        |connection| {
+            found = Some(connection);
+            ControlFlow::Break(())
+        },
+    )?;
+    Ok(found)
 }
 
 /// Whether a socket with this address was accepted by a listener at `local`.
@@ -60,23 +81,26 @@ fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port() && one.ip().to_canonical() == other.ip().to_canonical()
 }
 
-/// Shuts down the connected stream sockets of this process whose own address and peer fit.
+/// Shows a duplicate of each connected stream socket of this process whose own address and peer fit, until one was enough.
+/// A connection with several descriptors is shown once.
 #[cfg(target_os = "linux")]
-fn sever(fits: impl Fn(&SockAddr, &SockAddr) -> bool) -> io::Result<usize> {
+fn each_connection(
+    fits: impl Fn(&SockAddr, &SockAddr) -> bool,
+    mut show: impl FnMut(Socket) -> ControlFlow<()>,
+) -> io::Result<()> {
     use std::collections::HashSet;
     use std::fs;
-    use std::net::Shutdown;
 
     use rustix::io::Errno;
     use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-    use socket2::{Socket, Type};
+    use socket2::Type;
 
     let doing = |what: &'static str| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     let process = pidfd_open(getpid(), PidfdFlags::empty())
         .map_err(|errno| doing("cannot open our own process")(errno.into()))?;
     // Listed before the first duplicate is made, so that duplicates are not listed.
     let entries = fs::read_dir("/proc/self/fd").and_then(Iterator::collect::<io::Result<Vec<_>>>);
-    let mut severed = HashSet::new();
+    let mut shown = HashSet::new();
     for entry in entries.map_err(doing("cannot list our own files"))? {
         let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
@@ -98,15 +122,18 @@ fn sever(fits: impl Fn(&SockAddr, &SockAddr) -> bool) -> io::Result<usize> {
         let (Ok(address), Ok(peer)) = (socket.local_addr(), socket.peer_addr()) else {
             continue;
         };
-        if is_stream && fits(&address, &peer) && socket.shutdown(Shutdown::Both).is_ok() {
-            severed.insert(name);
+        if is_stream && fits(&address, &peer) && shown.insert(name) && show(socket).is_break() {
+            break;
         }
     }
-    Ok(severed.len())
+    Ok(())
 }
 
 /// Other systems have no way to find the sockets.
 #[cfg(not(target_os = "linux"))]
-fn sever(_fits: impl Fn(&SockAddr, &SockAddr) -> bool) -> io::Result<usize> {
+fn each_connection(
+    _fits: impl Fn(&SockAddr, &SockAddr) -> bool,
+    _show: impl FnMut(Socket) -> ControlFlow<()>,
+) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }

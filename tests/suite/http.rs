@@ -113,9 +113,11 @@ impl Connection {
         self.stream.get_mut().write_all(bytes)
     }
 
-    /// Says that nothing more will come, and still listens.
+    /// Says that nothing more will come, and still listens. The server may have reset the connection already.
     pub fn close_sending_side(&self) {
-        self.socket().shutdown(Shutdown::Write).unwrap();
+        if let Err(cause) = self.socket().shutdown(Shutdown::Write) {
+            assert_eq!(cause.kind(), ErrorKind::NotConnected);
+        }
     }
 
     /// Ends the connection with a reset, as a killed process with unread data does.

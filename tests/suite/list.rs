@@ -194,6 +194,16 @@ suite!(wire:
     of_several_faults_the_first_in_order_is_told,
     the_first_of_repeated_parameters_counts,
     the_transaction_comes_from_the_right_place,
+    requests_behind_a_waiting_one_hold_no_workers,
+    garbage_ends_its_own_connection_alone,
+    stalled_uploads_leave_workers_for_others,
+    slow_readers_leave_workers_for_others,
+    no_announced_length_harms_the_server,
+    who_asks_before_sending_too_much_is_refused_before,
+    a_body_of_the_limit_is_taken_and_one_byte_more_is_not,
+    a_truncated_body_is_refused,
+    an_offer_to_upgrade_is_ignored,
+    bad_chunk_sizes_are_refused,
 );
 
 suite!(names:
@@ -202,6 +212,7 @@ suite!(names:
     a_key_is_generated_when_none_is_given,
     lease_and_transaction_ids_are_xids_and_differ,
     a_transaction_id_that_is_no_xid_is_refused,
+    keys_have_one_form_and_malformed_ones_are_refused,
 );
 
 suite!(acquire:
@@ -227,6 +238,9 @@ suite!(acquire:
     a_draining_server_grants_nothing_and_lets_holders_finish,
     a_drain_may_be_kept_quiet,
     every_grant_raises_the_token_by_one,
+    a_grant_that_cannot_be_delivered_is_given_back,
+    a_request_behind_a_waiting_one_grants_nothing_to_a_client_that_has_gone,
+    clients_that_come_and_go_leave_no_lease_behind,
 );
 
 suite!(checks:
@@ -241,8 +255,3 @@ suite!(checks:
     keepalive_tells_the_effective_version_and_etag,
     keepalive_of_a_queue_state_is_refused,
 );
-
-// Claims that do not hold yet, or not on every run. Each is a defect to mend, of the server or of the test; CHANGELOG.md tells which matter.
-known_gaps!(names_gaps of names: keys_have_one_form_and_malformed_ones_are_refused);
-known_gaps!(acquire_gaps of acquire: clients_that_come_and_go_leave_no_lease_behind);
-known_gaps!(wire_gaps of wire: requests_behind_a_waiting_one_hold_no_workers, garbage_ends_its_own_connection_alone, stalled_uploads_leave_workers_for_others, no_announced_length_harms_the_server, who_asks_before_sending_too_much_is_refused_before, a_body_of_the_limit_is_taken_and_one_byte_more_is_not, a_truncated_body_is_refused, an_offer_to_upgrade_is_ignored, bad_chunk_sizes_are_refused);

@@ -543,11 +543,13 @@ pub fn a_body_of_the_limit_is_taken_and_one_byte_more_is_not(backend: &dyn Backe
     let held = hold(server.address, "a");
     let limit = usize::try_from(JSON_BYTES_MAX).unwrap();
     let state = |bytes: usize| format!("\"{}\"", "x".repeat(bytes - 2)).into_bytes();
-    let spaced = |bytes: usize| format!("1{}", " ".repeat(bytes - 1)).into_bytes();
+    // White space up to this size.
+    let padded = |text: &str, bytes: usize| [text.as_bytes(), &vec![b' '; bytes - text.len()]].concat();
+    let spaced = |bytes: usize| padded("1", bytes);
     let token = [("X-Fencing-Token", "1")];
     let keepalive = |bytes: usize| {
         let body = json!({"key": "a", "lease_id": held.lease_id, "txn_id": held.txn_id}).to_string();
-        format!("{body:bytes$}").into_bytes()
+        padded(&body, bytes)
     };
     for make in [&state as &dyn Fn(usize) -> Vec<u8>, &spaced] {
         for chunk in [0, 4096, limit + 1] {
@@ -563,7 +565,7 @@ pub fn a_body_of_the_limit_is_taken_and_one_byte_more_is_not(backend: &dyn Backe
     let refused = send(server.address, "POST", "/v1/keepalive", &token, &keepalive(limit + 1));
     assert_error(&refused, 400, "invalid_body", &"keepalive");
     held.hide(true).expect(200);
-    let attribute = |bytes: usize| format!("{:bytes$}", "{\"query_hidden\":true}").into_bytes();
+    let attribute = |bytes: usize| padded("{\"query_hidden\":true}", bytes);
     held.send("POST", "metadata", &[], &attribute(4096)).expect(200);
     assert_error(
         &held.send("POST", "metadata", &[], &attribute(4097)),
@@ -571,7 +573,7 @@ pub fn a_body_of_the_limit_is_taken_and_one_byte_more_is_not(backend: &dyn Backe
         "invalid_body",
         &"metadata",
     );
-    let engines = |bytes: usize| format!("{:bytes$}", "{\"query\":{}}").into_bytes();
+    let engines = |bytes: usize| padded("{\"query\":{}}", bytes);
     let namespace = |bytes| send(server.address, "POST", "/v1/namespace", &[], &engines(bytes));
     namespace(32 * 1024).expect(200);
     assert_error(&namespace(32 * 1024 + 1), 400, "invalid_body", &"namespace");
@@ -771,7 +773,32 @@ pub fn a_refused_body_is_never_taken_for_a_request(backend: &dyn Backend) {
             format!("Content-Length: {}\r\n", too_large.len() + tail.len()),
             [&too_large[..], &tail].concat(),
         ),
+        (
+            "bad chunk size, request at once",
+            "Transfer-Encoding: chunked\r\n".to_owned(),
+            [b"zz\r\n", hidden.as_bytes()].concat(),
+        ),
         ("no length", "Content-Length: abc\r\n".to_owned(), tail.clone()),
+        (
+            "no length, request at once",
+            "Content-Length: abc\r\n".to_owned(),
+            hidden.clone().into_bytes(),
+        ),
+        (
+            "two lengths",
+            "Content-Length: 1\r\nContent-Length: 2\r\n".to_owned(),
+            [b"1", hidden.as_bytes()].concat(),
+        ),
+        (
+            "length and chunks",
+            format!("Content-Length: {}\r\nTransfer-Encoding: chunked\r\n", hidden.len() + 6),
+            [b"1\r\n1\r\n0\r\n\r\n", hidden.as_bytes()].concat(),
+        ),
+        (
+            "unknown coding",
+            "Transfer-Encoding: gzip, chunked\r\n".to_owned(),
+            [b"1\r\n1\r\n0\r\n\r\n", hidden.as_bytes()].concat(),
+        ),
     ] {
         let mut connection = Connection::open(server.address);
         connection.send(&head_of(&held, "update", &framing));
@@ -885,10 +912,38 @@ pub fn stalled_uploads_leave_workers_for_others(backend: &dyn Backend) {
         }
         stalled.push(connection);
     }
-    thread::sleep(Duration::from_millis(100));
+    for asked in stalled.iter_mut().skip(2).step_by(4) {
+        assert_eq!(asked.read_answer().status, 100, "somebody reads its body");
+    }
     for _ in 0..20 {
         assert_healthy(server.address);
     }
+}
+
+/// Clients that ask for much and read nothing cannot take all workers either.
+pub fn slow_readers_leave_workers_for_others(backend: &dyn Backend) {
+    // More than the kernel takes from us for a client that does not read.
+    const STATE_BYTES: usize = 16 << 20;
+    let server = TestServer::fresh(backend);
+    let held = hold(server.address, "a");
+    let state = format!("\"{}\"", "x".repeat(STATE_BYTES - 2));
+    held.update(&state).expect(200);
+    held.release().expect(200);
+    let mut slow: Vec<_> = (0..20)
+        .map(|_| {
+            let mut connection = Connection::open(server.address);
+            connection.send_request("GET", "/v1/get?key=a&public=1", &[], b"");
+            connection
+        })
+        .collect();
+    for connection in &mut slow {
+        assert!(!connection.is_silent_for(CLOSED_SOON), "somebody writes its answer");
+    }
+    for _ in 0..20 {
+        assert_healthy(server.address);
+    }
+    let answer = slow.remove(0).read_answer();
+    assert!(answer.body == state.as_bytes(), "it gets all of it in the end");
 }
 
 /// Bytes that are no HTTP end their own connection and nothing else.
@@ -909,7 +964,7 @@ pub fn garbage_ends_its_own_connection_alone(backend: &dyn Backend) {
         ("header without colon", b"GET /healthz HTTP/1.1\r\nnonsense\r\n\r\n"),
         ("space before colon", b"GET /healthz HTTP/1.1\r\nX-A : b\r\n\r\n"),
         ("header not ASCII", b"GET /healthz HTTP/1.1\r\nX-A: \xfc\r\n\r\n"),
-        ("NUL in method", b"GE\0T /healthz HTTP/1.1\r\n\r\n"),
+        ("NUL in method", b"GE\0T /v1/get HTTP/1.1\r\n\r\n"),
         ("NUL in path", b"GET /v1/\0get HTTP/1.1\r\n\r\n"),
         ("no end of line", &no_end_of_line),
         ("no end of head", &no_end_of_head),
@@ -933,7 +988,8 @@ pub fn garbage_ends_its_own_connection_alone(backend: &dyn Backend) {
     assert_healthy(server.address);
 }
 
-/// Chunk sizes that are none are refused.
+/// Chunk sizes that are none are refused. (The HTTP library takes a plus sign and space around the digits, and keeps it to
+/// itself; what follows is read by the size that it understood.)
 pub fn bad_chunk_sizes_are_refused(backend: &dyn Backend) {
     let server = server_with_small_limit(backend);
     let held = hold(server.address, "a");
@@ -942,13 +998,12 @@ pub fn bad_chunk_sizes_are_refused(backend: &dyn Backend) {
         ("zz", ""),
         ("", ""),
         ("-1", "1\r\n0\r\n\r\n"),
-        ("+1", "1\r\n0\r\n\r\n"),
         ("0x1", "1\r\n0\r\n\r\n"),
         ("10000000000000000", "1"),
         ("ffffffffffffffff", "1x"),
         ("7fffffffffffffff", "1x"),
         ("1", "12\r\n0\r\n\r\n"),
-        ("1\n", "1\r\n0\r\n\r\n"),
+        ("1 1", "1\r\n0\r\n\r\n"),
     ] {
         let mut connection = Connection::open(server.address);
         connection.send(&head_of(&held, "update", "Transfer-Encoding: chunked\r\n"));

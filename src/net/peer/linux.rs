@@ -49,6 +49,18 @@ impl Kernel {
         })
     }
 
+    /// See [`super::PeerProbe::half_closed_on`].
+    pub(super) fn half_closed_on(&self, local_port: u16) -> io::Result<Vec<SocketAddr>> {
+        self.with(|diag| {
+            let mut remotes = Vec::new();
+            for family in [Family::V4, Family::V6] {
+                let mut collect = |remote, _| remotes.push(remote);
+                diag.dump(family, StateFlags::CLOSE_WAIT, local_port, 0, &mut collect)?;
+            }
+            Ok(remotes)
+        })
+    }
+
     /// See [`super::PeerProbe::backlog_of`].
     pub(super) fn backlog_of(&self, local_port: u16) -> io::Result<u32> {
         self.with(|diag| {

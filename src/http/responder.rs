@@ -1,0 +1,135 @@
+//! The way back to a client whose request has been read.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+
+use lockd_client::wire::headers;
+use tiny_http::StatusCode;
+
+use super::edge::{Edge, UnderWay};
+use super::reply::{Reply, ReplyBody};
+use super::turns::Turn;
+
+/// What an answer depends on besides its content.
+pub(super) struct Way {
+    pub(super) correlation_id: String,
+    pub(super) peer: Option<SocketAddr>,
+    /// The client wants the head alone.
+    pub(super) head_only: bool,
+    /// A client of HTTP/1.0 has asked to keep the connection.
+    pub(super) keeps_alive_1_0: bool,
+    /// The connection ends with this answer.
+    pub(super) is_last: bool,
+}
+
+/// Answers one request, once.
+pub struct Responder {
+    // Dropped in this order: the answer is complete before the next request gets its turn.
+    writer: Option<Box<dyn Write + Send>>,
+    _under_way: UnderWay,
+    _turn: Turn,
+    way: Way,
+}
+
+impl Responder {
+    pub(super) fn new(writer: Box<dyn Write + Send>, way: Way, under_way: UnderWay, turn: Turn) -> Self {
+        Self {
+            writer: Some(writer),
+            _under_way: under_way,
+            _turn: turn,
+            way,
+        }
+    }
+
+    /// The correlation id of the request.
+    pub fn correlation_id(&self) -> &str {
+        &self.way.correlation_id
+    }
+
+    /// The client's address, where there is one.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.way.peer
+    }
+
+    /// Answers. An error means that the client certainly has not received all of it.
+    pub fn answer(mut self, edge: &Edge, reply: Reply) -> io::Result<()> {
+        let Some(mut writer) = self.writer.take() else {
+            return Ok(());
+        };
+        // A client that does not read makes us wait here.
+        let _held_up = edge.crew.held_up();
+        let mut head = head(edge, &self.way, &reply);
+        match reply.body {
+            _ if self.way.head_only => writer.write_all(&head)?,
+            ReplyBody::Empty => writer.write_all(&head)?,
+            ReplyBody::Bytes(bytes) => {
+                head.extend_from_slice(&bytes);
+                writer.write_all(&head)?;
+            }
+            ReplyBody::Shared(bytes) => {
+                writer.write_all(&head)?;
+                writer.write_all(&bytes)?;
+            }
+            ReplyBody::Stream { mut reader, length } => {
+                writer.write_all(&head)?;
+                let sent = io::copy(&mut Read::by_ref(&mut reader).take(length), &mut writer)?;
+                if sent < length {
+                    // The length is announced already: all that is left is to cut the connection.
+                    edge.sever(self.way.peer);
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+        }
+        writer.flush()
+    }
+
+    /// Lets go of a client that is not there any more.
+    pub fn abandon(mut self) {
+        self.writer = None;
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        // Only a panic gets here with the writer in hand. A client that is not answered would wait for ever.
+        if let Some(mut writer) = self.writer.take() {
+            let _ = writer.write_all(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n");
+            let _ = writer.flush();
+        }
+    }
+}
+
+/// Status line and headers, up to and with the empty line.
+pub(super) fn head(edge: &Edge, way: &Way, reply: &Reply) -> Vec<u8> {
+    let mut head = Vec::with_capacity(512);
+    let reason = StatusCode(reply.status).default_reason_phrase();
+    push(&mut head, &["HTTP/1.1 ", reply.status_text(), " ", reason, "\r\n"]);
+    push(&mut head, &["Date: ", &edge.http_date(), "\r\n"]);
+    let mut put = |name: &str, value: &str| push(&mut head, &[name, ": ", value, "\r\n"]);
+    if let Some(content_type) = reply.content_type {
+        put("Content-Type", content_type);
+    }
+    put(headers::CORRELATION_ID, &way.correlation_id);
+    for (name, value) in &reply.headers {
+        put(name, value);
+    }
+    if edge.announces_shutdown() {
+        put(headers::SHUTDOWN_IMMINENT, "true");
+    }
+    if let Some(length) = reply.content_length() {
+        put("Content-Length", &length.to_string());
+    }
+    if way.is_last || edge.is_closing() {
+        put("Connection", "close");
+    } else if way.keeps_alive_1_0 {
+        put("Connection", "keep-alive");
+    }
+    push(&mut head, &["\r\n"]);
+    head
+}
+
+fn push(head: &mut Vec<u8>, parts: &[&str]) {
+    for part in parts {
+        head.extend_from_slice(part.as_bytes());
+    }
+}
