@@ -33,15 +33,17 @@ pub struct Acquire {
     pub(crate) auto_renew: bool,
 }
 
-/// What to do when the key is held.
+/// What to do when the key is held, or the queue has nothing to deliver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// Do not wait: one attempt, whose error is returned whatever it is.
+    /// Do not wait: one attempt, whose error is returned whatever it is. (A subscription ends when nothing is left, and asks
+    /// again when there was nothing at all.)
     No,
     /// Wait without end; only the deadline or the cancel token of the call ends it. Note that also a server which keeps
     /// failing with 5xx is asked again for ever.
     Forever,
-    /// Wait so long, then fail with [`Error::AcquireTimedOut`].
+    /// Wait so long, then fail: an acquire with [`Error::AcquireTimedOut`], a dequeue with the server's `waiting`. A
+    /// subscription asks again.
     UpTo(Duration),
 }
 
@@ -140,15 +142,19 @@ impl From<&Acquire> for Acquire {
     }
 }
 
-/// The owner of an acquire that names none: `host-pid`.
+/// The owner of an acquire or a dequeue that names none: `host-pid`.
 pub fn default_owner() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+    format!("{}-{}", host_name(), std::process::id())
+}
+
+/// The name of this machine, or `unknown`.
+pub(crate) fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
         .ok()
         .or_else(|| std::env::var("HOSTNAME").ok())
         .map(|name| name.trim().to_owned())
         .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| "unknown".to_owned());
-    format!("{host}-{}", std::process::id())
+        .unwrap_or_else(|| "unknown".to_owned())
 }
 
 impl Client {

@@ -1,6 +1,7 @@
 //! The one place of this crate that reads a clock.
 //!
-//! Waiting is measured in monotonic time. Wall time is read for one purpose only: a `Retry-After` header may name a date.
+//! Waiting is measured in monotonic time. Wall time is read to understand the times that servers tell: a `Retry-After` header
+//! may name a date, the lease of a message ends at one.
 
 use std::time::{Instant, SystemTime};
 

@@ -28,6 +28,9 @@ pub enum Error {
     /// A body that cannot be sent twice was on its way when the endpoint failed. The upload did not complete; start it
     /// again from the beginning.
     BodyNotReplayable(Attempt),
+    /// The endpoint failed while a message was on its way to it, or before it had answered. The message may be stored. Enqueue
+    /// it again only if its consumers get over a duplicate.
+    MaybeEnqueued(Attempt),
     /// The body to send could not be read. Nothing was stored.
     BodySource(io::Error),
     /// A success answer that makes no sense: undecodable, or without what it must contain. Is the other side lockd?
@@ -57,10 +60,31 @@ pub enum Error {
     InvalidArgument(String),
     /// The client cannot be built like this.
     InvalidConfig(String),
-    /// The handler of acquire-for-update failed with an error that is not one of ours.
+    /// The message was acknowledged or given back through this or another handle. Nothing was sent.
+    MessageClosed,
+    /// The lease of a message could not be prolonged while its handler was at work, for this reason. Somebody else may get
+    /// the message; the handler was told by its cancel token.
+    AutoExtend(Box<Error>),
+    /// A consumer does not go on.
+    Consumer(Box<ConsumerError>),
+    /// A handler failed with an error that is not one of ours.
     Handler(BoxError),
     /// Several things failed in one call, the first one first.
     Joined(Vec<Error>),
+}
+
+/// The end of a consumer.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ConsumerError {
+    /// Name of the consumer.
+    pub consumer: String,
+    /// The queue it worked on.
+    pub queue: String,
+    /// Why it does not go on.
+    pub reason: String,
+    /// What failed last.
+    pub last: Error,
 }
 
 /// An error answer.
@@ -127,7 +151,8 @@ impl Error {
         match self {
             Error::Api(api) => Some(api),
             Error::Joined(all) => all.iter().find_map(Error::api),
-            Error::AcquireTimedOut { last, .. } => last.api(),
+            Error::AcquireTimedOut { last, .. } | Error::AutoExtend(last) => last.api(),
+            Error::Consumer(end) => end.last.api(),
             _ => None,
         }
     }
@@ -152,7 +177,7 @@ impl Error {
         self.api().and_then(|api| api.retry_after)
     }
 
-    /// The key is held by somebody else. Wait and try again.
+    /// The key is held by somebody else, or the queue has nothing to deliver. Wait and try again.
     pub fn is_waiting(&self) -> bool {
         self.has_code(codes::WAITING)
     }
@@ -171,6 +196,17 @@ impl Error {
     /// `fencing_mismatch`.
     pub fn is_lease_lost(&self) -> bool {
         self.is_lease_required() || self.has_code(codes::LEASE_EXPIRED) || self.has_code(codes::FENCING_MISMATCH)
+    }
+
+    /// Any of the answers to ack, nack and extend that mean "this delivery is not yours any more": the message is gone, its
+    /// lease is over, or somebody else holds it. After an ack it is usually good news: somebody has done the work.
+    pub fn is_message_lost(&self) -> bool {
+        self.is_lease_lost() || self.has_code(codes::NOT_FOUND) || self.has_code(codes::QUEUE_MESSAGE_LEASE_MISMATCH)
+    }
+
+    /// The message was acknowledged or given back already; nothing was sent.
+    pub fn is_message_closed(&self) -> bool {
+        self.any(&|error| matches!(error, Error::MessageClosed))
     }
 
     /// The state is not the one that the write expected (`version_conflict` or `etag_mismatch`). Read again and decide anew;
@@ -207,7 +243,7 @@ impl Error {
         self.any(&|error| {
             matches!(
                 error,
-                Error::Unreachable(_) | Error::Interrupted(_) | Error::BodyNotReplayable(_)
+                Error::Unreachable(_) | Error::Interrupted(_) | Error::BodyNotReplayable(_) | Error::MaybeEnqueued(_)
             )
         })
     }
@@ -221,7 +257,9 @@ impl Error {
     pub fn last_transport_error(&self) -> Option<&TransportError> {
         match self {
             Error::Unreachable(unreachable) => unreachable.attempts.last().map(|attempt| &attempt.cause),
-            Error::Interrupted(attempt) | Error::BodyNotReplayable(attempt) => Some(&attempt.cause),
+            Error::Interrupted(attempt) | Error::BodyNotReplayable(attempt) | Error::MaybeEnqueued(attempt) => {
+                Some(&attempt.cause)
+            }
             _ => None,
         }
     }
@@ -230,7 +268,8 @@ impl Error {
     pub(crate) fn any(&self, predicate: &dyn Fn(&Error) -> bool) -> bool {
         match self {
             Error::Joined(all) => all.iter().any(|error| error.any(predicate)),
-            Error::AcquireTimedOut { last, .. } => predicate(self) || last.any(predicate),
+            Error::AcquireTimedOut { last, .. } | Error::AutoExtend(last) => predicate(self) || last.any(predicate),
+            Error::Consumer(end) => predicate(self) || end.last.any(predicate),
             single => predicate(single),
         }
     }
@@ -358,6 +397,11 @@ impl fmt::Display for Error {
                 "lockd: update stream body is not replayable ({} failed: {})",
                 attempt.endpoint, attempt.cause
             ),
+            Error::MaybeEnqueued(attempt) => write!(
+                f,
+                "lockd: enqueue was cut off, the message may be stored ({} failed: {})",
+                attempt.endpoint, attempt.cause
+            ),
             Error::BodySource(error) => write!(f, "lockd: reading the body to send: {error}"),
             Error::BadAnswer { endpoint, detail } => write!(f, "lockd: bad answer from {endpoint}: {detail}"),
             Error::Cancelled => f.write_str("lockd: cancelled"),
@@ -369,6 +413,17 @@ impl fmt::Display for Error {
             Error::MissingFencingToken => f.write_str("lockd: fencing token required"),
             Error::ReleaseDenied => f.write_str("lockd: release denied"),
             Error::InvalidArgument(text) | Error::InvalidConfig(text) => write!(f, "lockd: {text}"),
+            Error::MessageClosed => f.write_str("lockd: queue handle already closed"),
+            Error::AutoExtend(cause) => write!(f, "lockd: queue lease auto-extend failed: {cause}"),
+            Error::Consumer(end) => {
+                let ConsumerError {
+                    consumer,
+                    queue,
+                    reason,
+                    last,
+                } = &**end;
+                write!(f, "lockd: consumer {consumer:?} queue {queue:?} {reason}: {last}")
+            }
             Error::Handler(error) => write!(f, "{error}"),
             Error::Joined(all) => {
                 for (index, error) in all.iter().enumerate() {
@@ -387,10 +442,13 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Unreachable(unreachable) => unreachable.attempts.last().map(|last| &last.cause as _),
-            Error::Interrupted(attempt) | Error::BodyNotReplayable(attempt) => Some(&attempt.cause),
+            Error::Interrupted(attempt) | Error::BodyNotReplayable(attempt) | Error::MaybeEnqueued(attempt) => {
+                Some(&attempt.cause)
+            }
             Error::BodySource(error) => Some(error),
             Error::Handler(error) => Some(error.as_ref()),
-            Error::AcquireTimedOut { last, .. } => Some(last.as_ref()),
+            Error::AcquireTimedOut { last, .. } | Error::AutoExtend(last) => Some(last.as_ref()),
+            Error::Consumer(end) => Some(&end.last),
             _ => None,
         }
     }

@@ -443,7 +443,7 @@ fn wishes(error: &Error) -> (Duration, &str) {
 }
 
 /// An error of a handler: one of ours when it is one, else something foreign.
-fn from_handler(error: BoxError) -> Error {
+pub(crate) fn from_handler(error: BoxError) -> Error {
     match error.downcast::<Error>() {
         Ok(ours) => *ours,
         Err(foreign) => Error::Handler(foreign),

@@ -1,4 +1,4 @@
-//! Blocking client for lockd: exclusive leases with fencing tokens, and a JSON state guarded by the lease.
+//! Blocking client for lockd: exclusive leases with fencing tokens, a JSON state guarded by the lease, and queues.
 //!
 //! ```no_run
 //! use lockd_client::{BoxError, Client};
@@ -50,6 +50,35 @@
 //! }
 //! ```
 //!
+//! A queue delivers each message at least once. Whoever gets it has a lease on it, and acknowledges it or gives it back:
+//!
+//! ```no_run
+//! use lockd_client::{BoxError, Client, Consumer, Enqueue};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Invoice {
+//!     order: u64,
+//! }
+//!
+//! fn main() -> Result<(), BoxError> {
+//!     let client = Client::builder().endpoint("http://lockd-1:9341").build()?;
+//!     client.enqueue_json(Enqueue::to("invoices").attribute("tenant", "acme"), &Invoice { order: 4711 })?;
+//!
+//!     // Four workers, restarted when they fail. The lease of a message is prolonged while the handler works; a message that
+//!     // the handler does not settle, because it returns early or panics, is given back as a failed attempt.
+//!     let consumer = Consumer::new("invoices", |message| {
+//!         let invoice: Invoice = message.json()?;
+//!         println!("invoice for order {}, attempt {}", invoice.order, message.attempts());
+//!         message.ack()?;
+//!         Ok(())
+//!     })
+//!     .workers(4);
+//!     client.run_consumers([consumer])?;
+//!     Ok(())
+//! }
+//! ```
+//!
 //! # What is retried and what never is
 //!
 //! There are three layers. The *connection*: a pooled connection that turns out to be dead is replaced by a fresh one, once
@@ -70,13 +99,25 @@
 //! | keepalive | keepalive timeout in all | yes | yes | never, except by the renewal of [`Lease::start_renewal`] |
 //! | release | HTTP timeout | yes | yes | never; after a timeout the other endpoints are asked one by one. A success is told to the other endpoints, one second each |
 //! | `acquire_for_update` | for-update timeout for acquire and first read | | | rounds: 429, 5xx, `lease_required`, a lease given back because its server goes down, time limits, broken-off answers, unexpected ends of file, 5 in all. **The handler runs again.** `node_passive`: never, except that a release alone is repeated after a handler that succeeded |
+//! | enqueue | none | only past endpoints that could not be reached or said that they are standbys | no | never: once any of the message was on its way, a failure is [`Error::MaybeEnqueued`] |
+//! | dequeue, dequeue batch | none | yes | no | never; an empty queue is `waiting` |
+//! | subscribe | none | yes | no | `waiting` and `cas_mismatch`, without limit; a second try comes not sooner than the server asks for, or after 1 ms doubling up to 50 ms. A stream that ends or breaks off is not opened again |
+//! | ack, nack, defer, extend | none | yes | no | never. After an answer that was lost, a repeated ack finds `not_found`, a repeated nack or extend `cas_mismatch` |
+//! | extending in the background | HTTP timeout, and half of the visibility timeout in all | yes | no | never: the first failure cancels the handler |
+//! | message dropped or closed | close timeout in all | yes | no | never |
+//! | [`Consumer`] | | | | whatever ended a subscription: 3 times at once, then after 250 ms doubling up to 5 min ([`RestartPolicy`]). 401, 403 and `namespace_forbidden`, `forbidden`, `unauthorized`, `permission_denied` in answer to the subscription: never |
+//! | watch | none | yes | no | a stream that ended or broke off is opened again after 100 ms, without limit. Errors: never |
+//! | queue statistics | HTTP timeout | yes | yes | never |
+//!
+//! "None" means that only the deadline and the cancel token of the call limit it.
 //!
 //! Redirects are not followed. A proxy named by the environment is not used.
 //!
 //! # Cancelling and deadlines
 //!
-//! Every call obeys the [`CallOptions`] given to [`Client::with_options`] or [`Session::with_options`]. A [`CancelToken`]
-//! reaches a call that is blocked in a connect, a read or a write, at once; only a name lookup runs to its end.
+//! Every call obeys the [`CallOptions`] given to [`Client::with_options`], [`Session::with_options`] or
+//! [`MessageHandle::with_options`]. A [`CancelToken`] reaches a call that is blocked in a connect, a read or a write, at once;
+//! only a name lookup runs to its end.
 //!
 //! # Log events
 //!
@@ -87,7 +128,7 @@
 //!
 //! # Not there yet
 //!
-//! TLS, queues, attachments, queries, mutations and transaction decisions.
+//! TLS, attachments, queries, mutations and transaction decisions.
 
 #![forbid(unsafe_code)]
 
@@ -104,6 +145,7 @@ mod inner;
 mod lease;
 mod logging;
 mod namespace;
+mod queue;
 mod release;
 mod renew;
 mod retry;
@@ -119,12 +161,16 @@ pub use builder::ClientBuilder;
 pub use call::CallOptions;
 pub use cancel::CancelToken;
 pub use client::Client;
-pub use error::{ApiError, Attempt, BoxError, Error, TransportError, Unreachable};
+pub use error::{ApiError, Attempt, BoxError, ConsumerError, Error, TransportError, Unreachable};
 pub use for_update::UpdateContext;
 pub use inner::Retries;
 pub use lease::{Lease, LeaseRef, Session};
 pub use logging::TARGET as LOG_TARGET;
 pub use namespace::NamespaceSettings;
+pub use queue::{
+    Consumer, ConsumerFailure, Dequeue, Enqueue, Message, MessageHandle, MessageRef, MessageState, Payload,
+    PayloadReader, QueueWatch, RestartPolicy, RunningConsumers,
+};
 pub use retry::Backoff;
 pub use state::{ReadOptions, State};
 pub use write::{StateInput, WriteOptions};

@@ -328,7 +328,7 @@ impl Inner {
     }
 
     /// A walk with the events of a post. Any status that is not a success is an error.
-    fn post(
+    pub(crate) fn post(
         self: &Arc<Self>,
         call: &CallOptions,
         request: &mut Request<'_>,
@@ -373,7 +373,7 @@ impl Inner {
     }
 
     /// Looks for the announcement of a shutdown, and begins to release what its server has granted.
-    fn note_shutdown(self: &Arc<Self>, call: &CallOptions, answer: &Answer) {
+    pub(crate) fn note_shutdown(self: &Arc<Self>, call: &CallOptions, answer: &Answer) {
         let announced = answer.header(headers::SHUTDOWN_IMMINENT).is_some_and(|value| {
             ["1", "true", "yes", "on"]
                 .iter()

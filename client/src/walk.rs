@@ -52,6 +52,20 @@ pub(crate) enum Body<'a> {
     Bytes(&'a [u8]),
     /// Sent as it is read, once.
     Stream(&'a mut (dyn Read + Send)),
+    /// Made while it is sent. A walk that fails once any of it was taken ends there: carrying it out twice does harm.
+    Upload(&'a mut (dyn Upload + Send)),
+}
+
+/// A body that is made while it is sent.
+pub(crate) trait Upload: Read {
+    /// Media type of the whole.
+    fn content_type(&self) -> String;
+    /// Length of the whole in bytes, when it is known before.
+    fn length(&self) -> Option<u64>;
+    /// True when anything was taken since the start or the last rewind.
+    fn touched(&self) -> bool;
+    /// Goes back to the start. False when that cannot be done.
+    fn rewind(&mut self) -> bool;
 }
 
 /// Whom to ask.
@@ -150,7 +164,12 @@ impl Inner {
         let mut body_sent = false;
         for (index, endpoint) in order.iter().enumerate() {
             let attempt = index + 1;
-            if body_sent && let Body::Stream(_) = request.body {
+            let replayable = match &mut request.body {
+                Body::Stream(_) => !body_sent,
+                Body::Upload(upload) => !upload.touched() || upload.rewind(),
+                _ => true,
+            };
+            if !replayable {
                 let failed = attempts.pop().unwrap_or_else(|| standby(&order[index - 1]));
                 let error = Error::BodyNotReplayable(failed);
                 event!(self.log, Debug, cid, "client.http.builder_error", endpoint = &*endpoint.name, error = %error);
@@ -189,10 +208,16 @@ impl Inner {
                     if let Some(ended) = ended {
                         return Err(ended);
                     }
-                    attempts.push(Attempt {
+                    let failed = Attempt {
                         endpoint: endpoint.name.to_string(),
                         cause,
-                    });
+                    };
+                    if let Body::Upload(upload) = &request.body
+                        && upload.touched()
+                    {
+                        return Err(Error::MaybeEnqueued(failed));
+                    }
+                    attempts.push(failed);
                     continue;
                 }
             };
@@ -227,6 +252,7 @@ impl Inner {
                     && exchange.reused_connection()
                     && (exchange.nothing_written() || (request.repeatable && exchange.nothing_received()))
                     && !matches!(request.body, Body::Stream(_))
+                    && !matches!(&request.body, Body::Upload(upload) if upload.touched())
                     && call.check().is_ok() =>
             {
                 self.exchange(call, endpoint, request, true)
@@ -267,8 +293,17 @@ impl Inner {
         if let Some(id) = self.cid(call) {
             builder = builder.header(headers::CORRELATION_ID, id);
         }
-        if let Body::Json(_) | Body::Bytes(_) | Body::Stream(_) = request.body {
-            builder = builder.header("Content-Type", "application/json");
+        match &request.body {
+            Body::Empty => {}
+            Body::Json(_) | Body::Bytes(_) | Body::Stream(_) => {
+                builder = builder.header("Content-Type", "application/json");
+            }
+            Body::Upload(upload) => {
+                builder = builder.header("Content-Type", upload.content_type());
+                if let Some(length) = upload.length() {
+                    builder = builder.header("Content-Length", length);
+                }
+            }
         }
         let has_body = !matches!(request.method, "GET" | "DELETE");
         let mut source_error = None;
@@ -287,6 +322,13 @@ impl Inner {
             Body::Stream(reader) => {
                 let mut source = Source {
                     reader: *reader,
+                    failure: &mut source_error,
+                };
+                run(&agent, builder, SendBody::from_reader(&mut source), limits)
+            }
+            Body::Upload(upload) => {
+                let mut source = Source {
+                    reader: *upload,
                     failure: &mut source_error,
                 };
                 run(&agent, builder, SendBody::from_reader(&mut source), limits)
@@ -487,6 +529,11 @@ impl Answer {
                 })
             })),
         }
+    }
+
+    /// The header `Content-Type`; empty when absent.
+    pub(crate) fn content_type(&self) -> &str {
+        self.header("Content-Type").unwrap_or_default()
     }
 
     /// For a 503: true when the next endpoint should be asked. Keeps the body for the caller.

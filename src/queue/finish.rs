@@ -150,14 +150,14 @@ impl Place<'_> {
         }
         if rules::standing(&found.record, view.now()) == Standing::Dead {
             self.bury(view, found, &found.record);
-            return self.end_state(view, found, StateEnd::Drop);
+            return Ok(());
         }
         self.remove(view, found);
         self.end_state(view, found, StateEnd::Remove)
     }
 
     /// Ends the lease of the state along with that of its message, or removes the state along with its message.
-    pub(super) fn end_state(self, view: &mut View<'_>, found: &Found, end: StateEnd) -> Result<(), Error> {
+    fn end_state(self, view: &mut View<'_>, found: &Found, end: StateEnd) -> Result<(), Error> {
         match self.state_after(view, found, end)? {
             None => Ok(()),
             Some((name, Some(record))) => view.put_key(&name, &record),

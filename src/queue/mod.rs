@@ -238,10 +238,6 @@ fn decode(record_key: &RecordKey, stored: &Stored) -> Result<MessageRecord, Erro
 }
 
 #[cfg(test)]
-mod fault_tests;
-#[cfg(test)]
-mod history_tests;
-#[cfg(test)]
 pub(crate) mod testbed;
 #[cfg(test)]
 mod tests;

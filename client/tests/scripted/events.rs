@@ -9,7 +9,7 @@ use log::Level::{self, Debug, Error, Info, Trace, Warn};
 use crate::support::{Recorder, Reply, Server, client_of, hasty, obliging, refusal};
 
 /// Checks the first event of each name. The correlation id, which depends on the call, is left out.
-fn check(recorder: &Recorder, expected: &[(&str, Level, &str)]) {
+pub fn check(recorder: &Recorder, expected: &[(&str, Level, &str)]) {
     for (name, level, fields) in expected {
         let named = recorder.named(name);
         let event = named

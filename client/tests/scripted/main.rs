@@ -13,6 +13,7 @@ mod acquire;
 mod cancel;
 mod events;
 mod for_update;
+mod queue;
 mod release;
 mod session;
 mod state;

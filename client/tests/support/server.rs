@@ -51,6 +51,18 @@ pub enum Reply {
     Silence,
     /// Wait first.
     After(Duration, Box<Reply>),
+    /// Whatever this writes, then the end of the connection.
+    Live(Live),
+}
+
+/// A function that writes an answer piece by piece.
+#[derive(Clone)]
+pub struct Live(Arc<dyn Fn(&mut TcpStream) + Send + Sync>);
+
+impl std::fmt::Debug for Live {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Live")
+    }
 }
 
 impl Reply {
@@ -68,6 +80,10 @@ impl Reply {
             headers: Vec::new(),
             body: Vec::new(),
         }
+    }
+
+    pub fn live(write: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> Self {
+        Reply::Live(Live(Arc::new(write)))
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Self {
@@ -247,6 +263,10 @@ fn answer(stream: &mut TcpStream, reply: Reply, shared: &Shared) -> bool {
             if !shared.stopping.load(Ordering::SeqCst) {
                 shared.gone.fetch_add(1, Ordering::SeqCst);
             }
+            false
+        }
+        Reply::Live(Live(write)) => {
+            write(stream);
             false
         }
         Reply::After(pause, reply) => {
