@@ -568,6 +568,14 @@ impl<'a> View<'a> {
         Ok(())
     }
 
+    /// A lease leaves a transaction as if it had never been part of it: what it has staged is dealt with otherwise.
+    pub fn withdraw(&mut self, txn_id: &Xid, lease_id: &Xid) -> Result<(), Error> {
+        if let (txn, Some(etag)) = self.txn(txn_id)? {
+            self.put_txn(txn_id, &txn::rules::leave(&txn, lease_id), Some(etag));
+        }
+        Ok(())
+    }
+
     /// A lease joins a transaction; a minted one that begins with it, or one that its holder has named.
     pub fn join(&mut self, txn_id: &Xid, member: Participant, explicit: bool) -> Result<(), Error> {
         let (mut txn, etag) = if explicit {

@@ -10,7 +10,7 @@ use crate::lease::rules as lease_rules;
 use crate::lease::table::{KeyName, View};
 use crate::record::{KeyRecord, MessageRecord, StateGrant};
 use crate::txn;
-use crate::txn::rules::{self as txn_rules, Decision};
+use crate::txn::rules::Decision;
 
 /// A lease that was prolonged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Queues {
                 }
             }
             place.remove(view, &found);
-            place.end_state(view, &found, StateEnd::Remove)?;
+            place.finish_state(view, &found, StateEnd::Remove)?;
             Ok(Ok(found.record))
         })?;
         Ok(answer?)
@@ -64,7 +64,7 @@ impl Queues {
                 }
             }
             place.put_back(view, &found, &nacked);
-            place.end_state(view, &found, StateEnd::Commit)?;
+            place.finish_state(view, &found, StateEnd::Commit)?;
             Ok(nacked)
         })
     }
@@ -101,13 +101,11 @@ impl Queues {
             if living.is_none() || living.map(|lease| &lease.id) != given {
                 return Ok(());
             }
-            if let (Some(txn_id), Some(lease_id)) = (found.named_txn(), given)
-                && let (txn, Some(etag)) = view.txn(txn_id)?
-            {
+            if let (Some(txn_id), Some(lease_id)) = (found.named_txn(), given) {
                 // Only this lease ends: the others of its transaction have done nothing wrong.
-                view.put_txn(txn_id, &txn_rules::leave(&txn, lease_id), Some(etag));
+                view.withdraw(txn_id, lease_id)?;
             }
-            place.end_state(view, &found, StateEnd::Drop)?;
+            place.finish_state(view, &found, StateEnd::Drop)?;
             place.put(view, &found, &rules::given_back(&found.record, view.now()));
             Ok(())
         })
@@ -154,6 +152,22 @@ impl Place<'_> {
         }
         self.remove(view, found);
         self.end_state(view, found, StateEnd::Remove)
+    }
+
+    /// Ends the lease of the state because the consumer has ended that of its message.
+    ///
+    /// Keys may have been leased under the id of the state's transaction, even if the message takes no part in it. They go
+    /// on by themselves: the state was not lost to them, its consumer has decided about it.
+    fn finish_state(self, view: &mut View<'_>, found: &Found, end: StateEnd) -> Result<(), Error> {
+        if let Some(granted) = found.state_grant()
+            && let Some(state) = view.other(&self.state_key())?
+            && let Some(lease) = state
+                .lease
+                .filter(|lease| lease.id == granted.lease_id && lease.explicit)
+        {
+            view.withdraw(&lease.txn_id, &lease.id)?;
+        }
+        self.end_state(view, found, end)
     }
 
     /// Ends the lease of the state along with that of its message, or removes the state along with its message.

@@ -250,6 +250,38 @@ fn a_minted_transaction_of_a_message_is_a_label_and_no_record() {
 }
 
 #[test]
+fn a_key_that_shares_the_minted_transaction_of_a_state_goes_on_by_itself() {
+    type Finish = fn(&Bed, &Delivered, &rules::Holder);
+    let ways: [(Finish, bool); 3] = [
+        (
+            |bed, held, by| drop(bed.queues.ack(&queue(), held.id, by).unwrap()),
+            false,
+        ),
+        (
+            |bed, held, by| drop(bed.queues.nack(&queue(), held.id, by, &failure()).unwrap()),
+            false,
+        ),
+        (|bed, _, _| bed.clock.advance(Duration::from_secs(15)), true),
+    ];
+    for (finish, is_lost) in ways {
+        let bed = Bed::new();
+        let id = bed.message();
+        let (delivered, by) = bed.take_with_state(id);
+        bed.save(&delivered, "1").unwrap();
+        bed.clock.advance(Duration::from_secs(15));
+        let txn_id = &delivered.record.lease.as_ref().unwrap().txn_id;
+        let (a, by_key) = bed.stage("a", Some(txn_id), "1");
+        finish(&bed, &delivered, &by);
+        assert_eq!(bed.key(&a), (0, true));
+        let released = bed.leases.release(&a, &by_key, false);
+        // A state that has lapsed is lost, and half a transaction is never committed.
+        assert_eq!(released.is_err(), is_lost);
+        assert_eq!(bed.key(&a), (i64::from(!is_lost), false));
+        assert!(bed.record_names().iter().all(|name| !name.starts_with("t/")));
+    }
+}
+
+#[test]
 fn a_message_that_is_not_its_consumers_any_more_conflicts_at_release_too() {
     let bed = Bed::new();
     let id = bed.message();
