@@ -159,15 +159,19 @@ impl Edge {
         }
     }
 
-    /// Cuts the connection of one client. What has been written to it still arrives.
-    pub fn sever(&self, peer: Option<SocketAddr>) {
-        let (ListenerAddr::Tcp(local), Some(peer)) = (&self.address, peer) else {
-            return;
+    /// Cuts the connections of these clients, and says how many there were. What has been written to them still arrives.
+    pub fn sever(&self, peers: &[SocketAddr]) -> usize {
+        let ListenerAddr::Tcp(local) = &self.address else {
+            return 0;
         };
-        if let Err(cause) = sever::sever_one(*local, peer) {
+        if peers.is_empty() {
+            return 0;
+        }
+        sever::sever_those(*local, peers).unwrap_or_else(|cause| {
             let error = cause.to_string();
             log::debug!(logger: self.log, target: "api.http.server", error; "http.sever.failed");
-        }
+            0
+        })
     }
 
     /// Cuts all connections. What has been written to them still arrives.

@@ -295,6 +295,8 @@ impl Shared {
             // What made accept fail (no descriptors, most likely) will make it fail again at once.
             self.pause(pause);
             pause = (pause * 2).min(REBUILD_PAUSE_MAX);
+            // All who waited meanwhile are accepted at once, and may be too many again.
+            next_look = LOOK_WHEN_BUSY_EVERY;
             match self.add_server() {
                 Ok(()) => log::warn!(logger: self.log, target: "api.http.server", "http.accept.rebuilt"),
                 Err(cause) => {

@@ -239,15 +239,19 @@ impl Service {
         seen.looked = now;
         let before = std::mem::take(&mut seen.since);
         for peer in self.edge.half_closed() {
-            let since = before.get(&peer).copied().unwrap_or(now);
-            if self.turns.is_taken(peer) {
-                continue;
+            if !self.turns.is_taken(peer) {
+                seen.since.insert(peer, before.get(&peer).copied().unwrap_or(now));
             }
-            if STUCK_AFTER <= now.since(since) {
-                log::warn!(logger: self.edge.log, target: "api.http.server", peer:%; "http.connection.stuck");
-                self.edge.sever(Some(peer));
-            }
-            seen.since.insert(peer, since);
+        }
+        let is_stuck = |since: &Moment| STUCK_AFTER <= now.since(*since);
+        let stuck: Vec<_> = (seen.since.iter())
+            .filter(|(_, since)| is_stuck(since))
+            .map(|(peer, _)| *peer)
+            .collect();
+        // Those that were not accepted yet are not found.
+        let count = self.edge.sever(&stuck);
+        if count != 0 {
+            log::warn!(logger: self.edge.log, target: "api.http.server", count; "http.connection.stuck");
         }
     }
 
@@ -295,7 +299,9 @@ impl Service {
             }
             Work::Job(job) => self.unless_it_panics(|| self.do_job(*job)),
             Work::Discard(incoming) => drop(incoming),
-            Work::CutOff(peer) => self.edge.sever(Some(peer)),
+            Work::CutOff(peer) => {
+                self.edge.sever(&[peer]);
+            }
         }
         true
     }

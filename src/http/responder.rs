@@ -75,7 +75,7 @@ impl Responder {
                 let sent = io::copy(&mut Read::by_ref(&mut reader).take(length), &mut writer)?;
                 if sent < length {
                     // The length is announced already: all that is left is to cut the connection.
-                    edge.sever(self.way.peer);
+                    edge.sever(self.way.peer.as_slice());
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
             }

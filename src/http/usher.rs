@@ -34,8 +34,8 @@ const PAUSES: [Duration; 5] = [
 const OPENED_MAX: usize = 256;
 const OPENED_BLINDLY: usize = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bounds each step of a probe.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bounds each step of a probe. When a living server takes longer, it gets a second accept loop, which does no harm.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Watches over the connections of one listener.
 pub(super) struct Usher {

@@ -14,6 +14,7 @@
 //! Only connections that are there already are found, so stop accepting first. Linux 5.6 or later; some container profiles
 //! forbid `pidfd_getfd`. Then the answer is an error, and idle connections end when their clients close them.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::ops::ControlFlow;
@@ -50,9 +51,22 @@ pub fn sever_connections(local: &ListenerAddr) -> io::Result<usize> {
     Ok(severed)
 }
 
-/// Shuts down the connection that was accepted at `local` and came from `remote`. False if there is none.
-pub fn sever_one(local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
-    Ok(find_connection(local, remote)?.is_some_and(|connection| connection.shutdown(Shutdown::Both).is_ok()))
+/// Shuts down the connections that were accepted at `local` and came from one of these, and says how many there were.
+pub fn sever_those(local: SocketAddr, remotes: &[SocketAddr]) -> io::Result<usize> {
+    let key = |remote: SocketAddr| (remote.ip().to_canonical(), remote.port());
+    let wanted: HashSet<_> = remotes.iter().copied().map(key).collect();
+    let mut severed = 0;
+    each_connection(
+        |address, peer| {
+            address.as_socket().is_some_and(|address| is_at(address, local))
+                && peer.as_socket().is_some_and(|peer| wanted.contains(&key(peer)))
+        },
+        |connection| {
+            severed += usize::from(connection.shutdown(Shutdown::Both).is_ok());
+            ControlFlow::Continue(())
+        },
+    )?;
+    Ok(severed)
 }
 
 /// A duplicate of the connection that was accepted at `local` and came from `remote`; `None` if there is none (any more).
@@ -88,7 +102,6 @@ fn each_connection(
     fits: impl Fn(&SockAddr, &SockAddr) -> bool,
     mut show: impl FnMut(Socket) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    use std::collections::HashSet;
     use std::fs;
 
     use rustix::io::Errno;

@@ -195,6 +195,7 @@ suite!(wire:
     the_first_of_repeated_parameters_counts,
     the_transaction_comes_from_the_right_place,
     requests_behind_a_waiting_one_hold_no_workers,
+    a_client_that_sends_without_end_is_cut_off,
     garbage_ends_its_own_connection_alone,
     stalled_uploads_leave_workers_for_others,
     slow_readers_leave_workers_for_others,

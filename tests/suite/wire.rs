@@ -1076,6 +1076,24 @@ pub fn requests_behind_a_waiting_one_hold_no_workers(backend: &dyn Backend) {
     }
 }
 
+/// A client that waits and sends on without end is cut off before it fills the memory.
+pub fn a_client_that_sends_without_end_is_cut_off(backend: &dyn Backend) {
+    let server = TestServer::fresh(backend);
+    let held = hold(server.address, "a");
+    let mut connection = begin_acquire(server.address, "a", 0);
+    server.wait_until_waiting(1);
+    let many = b"GET /healthz HTTP/1.1\r\n\r\n".repeat(100);
+    for _ in 0..1000 {
+        if connection.try_send(&many).is_err() {
+            break;
+        }
+    }
+    assert!(connection.ends_within(CLOSED_SOON));
+    super::lockd_calls::wait_until("it waits no more", || server.server.waiting() == 0);
+    held.release().expect(200);
+    hold(server.address, "a");
+}
+
 /// A client that closes its sending side after its request still gets the answer.
 pub fn a_half_closed_client_still_gets_its_answer(backend: &dyn Backend) {
     let server = TestServer::fresh(backend);
@@ -1149,13 +1167,34 @@ pub fn an_offer_to_upgrade_is_ignored(backend: &dyn Backend) {
     let server = TestServer::fresh(backend);
     let held = hold(server.address, "a");
     let offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n";
+    let update = |framing: &str, body: &[u8]| {
+        let mut connection = Connection::open(server.address);
+        connection.send(&head_of(&held, "update", &format!("{offer}{framing}")));
+        connection.send(body);
+        connection
+    };
     for size in [3, 5000] {
         let state = format!("\"{}\"", "x".repeat(size - 2));
-        let mut connection = Connection::open(server.address);
-        connection.send(&head_of(&held, "update", &format!("{offer}Content-Length: {size}\r\n")));
-        connection.send(state.as_bytes());
-        connection.read_answer().expect(200);
-        assert_eq!(held.get().body, state.as_bytes());
+        let chunks = chunked(state.as_bytes(), 1000);
+        for (framing, body) in [
+            (format!("Content-Length: {size}\r\n"), state.as_bytes()),
+            ("Transfer-Encoding: chunked\r\n".to_owned(), &chunks),
+        ] {
+            held.update("0").expect(200);
+            let mut connection = update(&framing, body);
+            let answer = connection.read_answer().expect(200);
+            assert_eq!(answer.header("Connection"), Some("close"));
+            assert_eq!(held.get().body, state.as_bytes());
+            assert!(connection.ends_within(CLOSED_SOON));
+        }
+    }
+    for (framing, cut_off) in [
+        ("Content-Length: 3\r\n", "11"),
+        ("Transfer-Encoding: chunked\r\n", "a\r\n11"),
+    ] {
+        let mut connection = update(framing, cut_off.as_bytes());
+        connection.close_sending_side();
+        assert_error(&connection.read_answer(), 400, "invalid_body", &framing);
     }
     let mut connection = Connection::open(server.address);
     connection.send(format!("GET /v1/describe?key=a HTTP/1.1\r\n{offer}\r\n").as_bytes());

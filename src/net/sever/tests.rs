@@ -131,7 +131,7 @@ fn unix_connections_end_by_the_path_of_their_listener() {
 }
 
 #[test]
-fn one_connection_is_severed_by_its_peer() {
+fn one_connection_is_found_by_its_peer() {
     let (listener, local) = listen("127.0.0.1:0").unwrap();
     let ListenerAddr::Tcp(local) = local else {
         unreachable!()
@@ -139,14 +139,34 @@ fn one_connection_is_severed_by_its_peer() {
     let (client, server) = connect(&listener, "127.0.0.1");
     let (mut stays, mut stays_server) = connect(&listener, "127.0.0.1");
     let remote = server.peer_addr().unwrap();
-    let Some(severed) = permitted(sever_one(local, remote)) else {
+    let Some(found) = permitted(find_connection(local, remote)) else {
         return;
     };
-    assert!(severed);
+    found.unwrap().shutdown(Shutdown::Both).unwrap();
     assert_eq!(read_all(&client), b"");
     assert_open(&mut stays, &mut stays_server);
     drop((client, server));
-    assert!(!sever_one(local, remote).unwrap());
+    assert!(find_connection(local, remote).unwrap().is_none());
+}
+
+#[test]
+fn several_connections_are_severed_by_their_peers() {
+    let (listener, local) = listen("127.0.0.1:0").unwrap();
+    let ListenerAddr::Tcp(local) = local else {
+        unreachable!()
+    };
+    let pairs = [(); 4].map(|()| connect(&listener, "127.0.0.1"));
+    let remotes = [0, 2].map(|index: usize| pairs[index].1.peer_addr().unwrap());
+    let Some(severed) = permitted(sever_those(local, &remotes)) else {
+        return;
+    };
+    assert_eq!(severed, 2);
+    for (index, (mut client, mut server)) in pairs.into_iter().enumerate() {
+        match index {
+            0 | 2 => assert_eq!(read_all(&client), b""),
+            _ => assert_open(&mut client, &mut server),
+        }
+    }
 }
 
 #[test]
@@ -215,7 +235,8 @@ fn cost_of_severing_among_many_descriptors() {
         unreachable!()
     };
     let start = clock.now();
-    assert!(sever_one(address, pairs[17].1.peer_addr().unwrap()).unwrap());
+    let found = find_connection(address, pairs[17].1.peer_addr().unwrap()).unwrap();
+    found.unwrap().shutdown(Shutdown::Both).unwrap();
     println!("one of 5,000: {:?}", clock.now().since(start));
     let start = clock.now();
     assert!(sever_connections(&local).unwrap() >= 4_999);
