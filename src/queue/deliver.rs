@@ -4,7 +4,7 @@ use std::io::{Cursor, Read};
 use std::sync::Arc;
 
 use super::rules::{self, MessageGrant, Standing};
-use super::{Found, Place, Queues};
+use super::{Found, Place, Queues, StateEnd};
 use crate::error::Error;
 use crate::ids::Xid;
 use crate::keys::{MessageId, QueueId};
@@ -160,6 +160,9 @@ impl Queues {
                 Ok(granted) => lease.state = Some(granted),
                 Err(held) => return Ok(Err(held)),
             }
+        } else {
+            // Nothing is left of the delivery that lapsed, or the lease of its state would outlive it.
+            place.end_state(view, found, StateEnd::Drop)?;
         }
         place.leave_lapsed(view, found, &lease)?;
         if lease.explicit {

@@ -148,7 +148,7 @@ impl Place<'_> {
         }
         if rules::standing(&found.record, view.now()) == Standing::Dead {
             self.bury(view, found, &found.record);
-            return Ok(());
+            return self.end_state(view, found, StateEnd::Drop);
         }
         self.remove(view, found);
         self.end_state(view, found, StateEnd::Remove)
@@ -171,7 +171,7 @@ impl Place<'_> {
     }
 
     /// Ends the lease of the state along with that of its message, or removes the state along with its message.
-    fn end_state(self, view: &mut View<'_>, found: &Found, end: StateEnd) -> Result<(), Error> {
+    pub(super) fn end_state(self, view: &mut View<'_>, found: &Found, end: StateEnd) -> Result<(), Error> {
         match self.state_after(view, found, end)? {
             None => Ok(()),
             Some((name, Some(record))) => view.put_key(&name, &record),

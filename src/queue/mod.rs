@@ -238,6 +238,10 @@ fn decode(record_key: &RecordKey, stored: &Stored) -> Result<MessageRecord, Erro
 }
 
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
+mod history_tests;
+#[cfg(test)]
 pub(crate) mod testbed;
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,10 @@
 //! Looks at a queue, to find what can be delivered and to clear away what cannot any more.
 
 use super::rules::{self, Standing};
-use super::{Place, Queues, decode};
+use super::{Place, Queues};
 use crate::error::Error;
 use crate::keys::{self, MessageId, QueueId};
+use crate::record::MessageRecord;
 
 /// A message that can be delivered, now or later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,56 +41,100 @@ impl Queues {
             .list(&keys::message_prefix(queue), after.as_ref(), limit)?;
         let is_full = limit <= listed.len();
         let mut page = Page::default();
-        let mut last = None;
+        let (mut last, mut over) = (None, Vec::new());
         for row in listed {
             let Some((_, id)) = keys::message_of(&row.key) else {
                 continue;
             };
             last = Some(id);
-            match self.look(queue, id) {
-                Ok(Some(seen)) => page.seen.push(seen),
+            match self.glance(queue, id) {
+                Ok(Some(Glance::Stays(seen))) => page.seen.push(seen),
+                Ok(Some(Glance::Over)) => over.push(id),
                 Ok(None) => {}
                 Err(cause) => page.faults.push(cause),
             }
         }
         page.next = last.filter(|_| is_full);
+        if !over.is_empty() {
+            self.clear_page(queue, &over, &mut page);
+        }
         Ok(page)
     }
 
     /// Looks at one message: for reports of the store's feed. One that has expired or died is cleared away.
     pub fn look(&self, queue: &QueueId, id: MessageId) -> Result<Option<Seen>, Error> {
-        let record_key = keys::message_record(queue, id);
-        let Some(stored) = self.table.store().read(&record_key)? else {
-            return Ok(None);
-        };
-        let record = decode(&record_key, &stored)?;
-        match rules::standing(&record, self.table.now()) {
-            Standing::Ready | Standing::Hidden { .. } => Ok(Some(Seen {
-                id,
-                visible_from_ms: record.visible_from_ms,
-                enqueued_at_ms: record.enqueued_at_ms,
-            })),
-            Standing::Expired | Standing::Dead => self.clear_away(Place { queue, id }),
+        match self.glance(queue, id)? {
+            None => Ok(None),
+            Some(Glance::Stays(seen)) => Ok(Some(seen)),
+            Some(Glance::Over) => Ok(self.clear_away(queue, &[id])?.pop()),
         }
     }
 
-    /// Clears a message away, unless it turns out that somebody has changed it meanwhile so that it can stay.
-    fn clear_away(&self, place: Place<'_>) -> Result<Option<Seen>, Error> {
+    /// Reads one message and changes nothing.
+    fn glance(&self, queue: &QueueId, id: MessageId) -> Result<Option<Glance>, Error> {
+        let Some(record) = self.read(queue, id)? else {
+            return Ok(None);
+        };
+        Ok(Some(match rules::standing(&record, self.table.now()) {
+            Standing::Ready | Standing::Hidden { .. } => Glance::Stays(seen(id, &record)),
+            Standing::Expired | Standing::Dead => Glance::Over,
+        }))
+    }
+
+    /// Clears away what a page has shown to be over: in one write where the store can do that, because a queue may hold
+    /// very many such messages. If one of them turns out to be damaged, one by one, so that it holds up no other.
+    fn clear_page(&self, queue: &QueueId, over: &[MessageId], page: &mut Page) {
+        if self.table.store().capabilities().atomic_batch {
+            match self.clear_away(queue, over) {
+                Ok(stayed) => return page.take_in(stayed),
+                Err(Error::CorruptRecord { .. }) => {}
+                Err(cause) => return page.faults.push(cause),
+            }
+        }
+        for id in over {
+            match self.clear_away(queue, &[*id]) {
+                Ok(stayed) => page.take_in(stayed),
+                Err(cause) => page.faults.push(cause),
+            }
+        }
+    }
+
+    /// Clears messages away, and returns those that somebody has changed meanwhile so that they can stay.
+    fn clear_away(&self, queue: &QueueId, over: &[MessageId]) -> Result<Vec<Seen>, Error> {
         self.table.transact(&[], |view| {
-            let Some(found) = place.find(view)? else {
-                return Ok(None);
-            };
-            match rules::standing(&found.record, view.now()) {
-                Standing::Ready | Standing::Hidden { .. } => Ok(Some(Seen {
-                    id: place.id,
-                    visible_from_ms: found.record.visible_from_ms,
-                    enqueued_at_ms: found.record.enqueued_at_ms,
-                })),
-                Standing::Expired | Standing::Dead => {
-                    place.put_away(view, &found)?;
-                    Ok(None)
+            let mut stayed = Vec::new();
+            for id in over {
+                let place = Place { queue, id: *id };
+                let Some(found) = place.find(view)? else { continue };
+                match rules::standing(&found.record, view.now()) {
+                    Standing::Ready | Standing::Hidden { .. } => stayed.push(seen(*id, &found.record)),
+                    Standing::Expired | Standing::Dead => place.put_away(view, &found)?,
                 }
             }
+            Ok(stayed)
         })
+    }
+}
+
+/// What a look at a message shows.
+enum Glance {
+    Stays(Seen),
+    Over,
+}
+
+impl Page {
+    fn take_in(&mut self, stayed: Vec<Seen>) {
+        for seen in stayed {
+            let at = self.seen.partition_point(|other| other.id < seen.id);
+            self.seen.insert(at, seen);
+        }
+    }
+}
+
+fn seen(id: MessageId, record: &MessageRecord) -> Seen {
+    Seen {
+        id,
+        visible_from_ms: record.visible_from_ms,
+        enqueued_at_ms: record.enqueued_at_ms,
     }
 }

@@ -136,6 +136,7 @@ fn a_scan_shows_what_can_be_delivered_and_clears_away_what_cannot() {
     };
     let expired = bed.enqueue(&[1; 6_000], short).unwrap().id;
     let (leased, _) = bed.take(ids[1]);
+    bed.heard.take();
     bed.clock.advance(Duration::from_secs(1));
     let mut seen = Vec::new();
     let mut after = None;
@@ -378,4 +379,29 @@ fn an_expired_message_takes_its_state_along_and_a_dead_one_leaves_it() {
             "{names:?}"
         );
     }
+}
+
+#[test]
+fn a_page_of_messages_that_are_over_is_cleared_away_in_one_write() {
+    let bed = Bed::new();
+    let short = NewMessage {
+        ttl_seconds: 1,
+        ..message()
+    };
+    let ids: Vec<MessageId> = (0..50)
+        .map(|at| {
+            let new = if at % 5 == 0 { message() } else { short.clone() };
+            bed.enqueue(b"x", new).unwrap().id
+        })
+        .collect();
+    bed.clock.advance(Duration::from_secs(1));
+    bed.heard.take();
+    let writes = bed.store.calls(Operation::Write);
+    let page = bed.queues.scan(&queue(), None, 50).unwrap();
+    assert_eq!(bed.store.calls(Operation::Write), writes + 1);
+    let kept: Vec<MessageId> = ids.iter().step_by(5).copied().collect();
+    assert_eq!(page.seen.iter().map(|seen| seen.id).collect::<Vec<_>>(), kept);
+    assert_eq!(page.next, Some(ids[49]));
+    assert_eq!(bed.record_names().len(), 10);
+    assert_eq!(bed.heard.take().len(), 40);
 }
