@@ -205,6 +205,11 @@ impl MessageId {
         let mut buffer = Uuid::encode_buffer();
         (id.hyphenated().encode_lower(&mut buffer) == text).then_some(Self(id))
     }
+
+    /// The greatest id before this one, whether a message has it or not; `None` before the first.
+    pub fn predecessor(self) -> Option<Self> {
+        Some(Self(Uuid::from_u128(self.0.as_u128().checked_sub(1)?)))
+    }
 }
 
 impl fmt::Display for MessageId {

@@ -19,11 +19,15 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::clock::{SharedClock, SystemClock};
-use crate::dispatch::{Dispatcher, WaitLimits};
+use crate::dispatch::{
+    DeskLimits, Dispatcher, HandOut, PollLimits, QUEUES_REMEMBERED, ReadyLimits, ScanTask, Seats, Seen, WaitLimits,
+    look_at,
+};
 use crate::drain_plan::{CloseOptions, DRAIN_CHECK_EVERY, DrainPlan};
+use crate::error::Error;
 use crate::http::edge::Edge;
 use crate::http::intake::{Bound, Intake, ListenOn};
-use crate::http::{HttpLimits, ParkedAcquire, Service, WorkQueue};
+use crate::http::{HttpLimits, ParkedAcquire, ParkedConsumer, QueueParts, Service, Streams, WorkQueue};
 use crate::ids::IdMaker;
 use crate::keys::{self, Namespace};
 use crate::lease::table::{KeyTable, LeaseEnds};
@@ -31,8 +35,8 @@ use crate::lease::{Leases, TtlLimits};
 use crate::logging::Logger;
 use crate::namespace::Namespaces;
 use crate::net::sever::ListenerAddr;
-use crate::queue::Unheard;
-use crate::settings::{Listen, Settings, StoreLocation};
+use crate::queue::Queues;
+use crate::settings::{Listen, QueueSettings, Settings, StoreLocation};
 use crate::state::{StateLimits, States};
 use crate::store::memory::MemoryStore;
 use crate::store::shared_log::{OpenError, Options, SharedLogStore};
@@ -169,10 +173,12 @@ impl Server {
             clock,
             close_defaults,
         } = parts;
+        let queue_feed = wants_queue_feed(&settings, store.is_some());
         let store = match store {
             Some(store) => store,
             None => open_store(&settings.store)?,
         };
+        let queue_feed = queue_feed && store.capabilities().feed;
         let default_namespace = Namespace::parse(&settings.default_namespace)
             .map_err(|cause| ServeError::Settings(format!("default-namespace: {cause}")))?;
         let listener = bind(&settings.listen)?;
@@ -184,15 +190,17 @@ impl Server {
             recheck,
             peer_check: PEER_CHECK,
         };
-        let (dispatcher, engine) = Dispatcher::new(limits, Arc::clone(&clock), Arc::clone(&logger));
-        listen_to_others(&*store, &dispatcher);
+        let desk = desk_limits(&settings.queue, queue_feed);
+        log_queue_settings(&logger, &settings.queue, &desk.poll);
+        let (dispatcher, engine) = Dispatcher::new(limits, desk, Arc::clone(&clock), Arc::clone(&logger));
+        listen_to_others(&*store, &dispatcher, queue_feed);
 
         let ids = Arc::new(IdMaker::new(Arc::clone(&clock)));
         let table = Arc::new(KeyTable::new(
             Arc::clone(&store),
             Arc::clone(&clock),
             Arc::new(dispatcher.clone()),
-            Arc::new(Unheard),
+            Arc::new(dispatcher.clone()),
         )?);
         let sweeper = Sweeper::start(
             Arc::clone(&table),
@@ -213,7 +221,15 @@ impl Server {
             spool_bytes_max: usize::try_from(settings.payload_spool_bytes).unwrap_or(usize::MAX),
         };
         let queue = WorkQueue::new();
+        let messages = QueueParts {
+            queues: Queues::new(Arc::clone(&table), Arc::clone(&ids), state_limits.spool_bytes_max),
+            seats: Seats::new(settings.queue.max_consumers),
+            visibility: ttl,
+            feed: queue_feed,
+            streams: Streams::default(),
+        };
         let service = Arc::new(Service {
+            messages,
             edge: Edge::new(address.clone(), settings.workers, clock, Arc::clone(&logger)),
             leases: Leases::new(Arc::clone(&table), Arc::clone(&ids), ttl),
             states: States::new(table, Arc::clone(&ids), state_limits),
@@ -228,11 +244,11 @@ impl Server {
                 queued_max: QUEUED_REQUESTS_MAX,
             },
             turns: queue.turns(),
-            queue: queue.clone(),
+            queue,
             half_closed: Mutex::default(),
         });
 
-        let dispatcher = engine.start(move |job| queue.push_job(job))?;
+        let dispatcher = engine.start(hand_out(&service))?;
         start_workers(&service, settings.workers)?;
         let (taker, tender) = (Arc::clone(&service), Arc::clone(&service));
         let intake = Intake::start(
@@ -302,6 +318,7 @@ impl Server {
             server.drain(&plan);
             edge.begin_close();
             running.intake.stop_accepting();
+            server.service.messages.streams.end_watches();
             let patience = plan.http_phase(edge.clock.now().since(began));
             if !edge.wait_until_quiet(patience.unwrap_or(Duration::MAX)) {
                 log::warn!(logger: server.logger, target: SYS_SHUTDOWN, "shutdown.http.timeout_force_close");
@@ -316,6 +333,7 @@ impl Server {
             running.intake.stop_accepting();
             server.service.edge.sever_all();
             server.service.dispatcher.drain();
+            server.service.messages.streams.end_watches();
         });
     }
 
@@ -342,6 +360,7 @@ impl Server {
         sweeper.stop();
         service.dispatcher.stop();
         let _ = dispatcher.join();
+        service.messages.streams.join();
         service.queue.clear();
         // A connection may have been accepted between the first cut and the end of the intake.
         self.service.edge.sever_all();
@@ -475,13 +494,86 @@ fn bind(listen: &Listen) -> Result<Bound, ServeError> {
 }
 
 /// What other servers of the same store change may be what somebody waits for here.
-fn listen_to_others(store: &dyn Store, dispatcher: &Dispatcher<ParkedAcquire>) {
+fn listen_to_others(store: &dyn Store, dispatcher: &Dispatcher<ParkedAcquire, ParkedConsumer>, queue_feed: bool) {
     let dispatcher = dispatcher.clone();
     store.watch(Arc::new(move |changed| {
         for key in changed.iter().filter(|key| keys::is_key_record(key)) {
             dispatcher.lease_ended(key);
         }
+        if queue_feed {
+            let messages: Vec<_> = changed.iter().filter_map(keys::message_of).collect();
+            if !messages.is_empty() {
+                dispatcher.changed(messages);
+            }
+        }
     }));
+}
+
+/// Where the dispatcher's jobs go.
+fn hand_out(service: &Arc<Service>) -> HandOut<ParkedAcquire, ParkedConsumer> {
+    let (lease_jobs, queue_jobs) = (service.queue.clone(), service.queue.clone());
+    // The dispatcher ends before the service does, which waits for it.
+    let service = Arc::downgrade(service);
+    let look = move |task: &ScanTask| -> Result<Seen, Error> {
+        let Some(service) = service.upgrade() else {
+            let detail = "the server has ended".to_owned();
+            return Err(StoreError::Unavailable { detail }.into());
+        };
+        look_at(&service.messages.queues, task, |fault| {
+            let error = fault.to_string();
+            log::error!(logger: service.edge.log, target: "queue.dispatcher.core",
+                namespace = task.queue.namespace.as_str(), queue = task.queue.queue.as_str(), error;
+                "queue.dispatcher.fetch.damaged");
+        })
+    };
+    HandOut {
+        lease: Box::new(move |job| lease_jobs.push_job(job)),
+        queue: Box::new(move |job| queue_jobs.push_queue_job(job)),
+        look: Box::new(look),
+    }
+}
+
+/// Whether changes of other servers shall be listened to for queues. A store that was handed in may be of any kind.
+fn wants_queue_feed(settings: &Settings, is_handed_in: bool) -> bool {
+    let QueueSettings {
+        watch_mem, watch_disk, ..
+    } = settings.queue;
+    match &settings.store {
+        _ if is_handed_in => watch_mem && watch_disk,
+        StoreLocation::Memory => watch_mem,
+        StoreLocation::Disk(_) => watch_disk,
+    }
+}
+
+fn desk_limits(settings: &QueueSettings, feed: bool) -> DeskLimits {
+    DeskLimits {
+        poll: PollLimits {
+            floor: settings.poll_interval,
+            jitter: settings.poll_jitter,
+            resilient: settings.resilient_poll_interval,
+            feed,
+        },
+        ready: ReadyLimits::default(),
+        page: settings.list_page_size,
+        queues_max: QUEUES_REMEMBERED,
+        trace: settings.trace_ready.then_some(to_stderr as fn(&str)),
+    }
+}
+
+/// A line for whoever asked for one by an environment variable.
+fn to_stderr(line: &str) {
+    use std::io::Write;
+    // There is nobody to tell that there is nobody to tell.
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+fn log_queue_settings(logger: &Logger, settings: &QueueSettings, poll: &PollLimits) {
+    let target = "queue.dispatcher.core";
+    let mode = if poll.feed { "feed" } else { "polling" };
+    log::info!(logger: logger, target: target, max_consumers = settings.max_consumers,
+        poll_interval:? = poll.floor, poll_jitter:? = poll.jitter, resilient_poll_interval:? = poll.resilient,
+        page_size = settings.list_page_size, watch_mode = mode; "queue.dispatcher.config");
+    log::info!(logger: logger, target: target, enabled = poll.feed, mode; "queue.dispatcher.watch_status");
 }
 
 fn whole_seconds(span: Duration) -> i64 {

@@ -44,6 +44,7 @@ const SERVERS: Servers = Servers::OneEngine;
 
 // The list of all claims is one for all backends.
 include!("suite/list.rs");
+include!("suite/list_queue.rs");
 
 mod engines {
     const SERVERS: crate::place::Servers = crate::place::Servers::EngineEach;

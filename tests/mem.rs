@@ -56,3 +56,4 @@ macro_rules! suite {
 
 // The list of all claims is one for all backends.
 include!("suite/list.rs");
+include!("suite/list_queue.rs");

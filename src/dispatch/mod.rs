@@ -1,17 +1,40 @@
 //! The dispatcher: one thread that owns everything that waits.
 //!
 //! A request that cannot be answered yet is parked here and holds no thread. The dispatcher hears of events (a request
-//! parks, a lease ends, a client is gone, the drain begins), knows what is due next, and hands jobs to the workers: "try
-//! again, it may be yours now", "time is up". It never calls a store and never writes to a socket. It only suggests: the
-//! worker's conditional write decides, so a wrong suggestion costs a retry and no promise.
+//! parks, a lease ends, a message is enqueued, a client is gone, the drain begins), knows what is due next, and hands jobs
+//! to the workers: "try again, it may be yours now", "deliver these", "time is up". It never calls a store and never writes
+//! to a socket. It only suggests: the worker's conditional write decides, so a wrong suggestion costs a retry and no
+//! promise.
 //!
 //! ```text
-//!  workers --Event--> [channel] --> dispatcher thread --Job--> workers
+//!  workers --Event--> [channel] --> dispatcher thread --Job, QueueJob--> workers, streams
+//!                         ^              |
+//!                         +-- Scanned -- scanner thread: pages of a queue, when somebody wants something of it
 //! ```
 //!
-//! Invariants: the state in `waiters` is touched by the dispatcher thread alone. Sending a job never blocks. A panic here
-//! stops the daemon rather than leaving it half alive.
+//! | file | |
+//! |---|---|
+//! | `waiters` | requests that wait for keys |
+//! | `desk` | who gets which message suggested, and when a queue is looked at |
+//! | `one_queue` | one queue there, and the rounds in which it is looked at |
+//! | `ready` | what is known of a queue's messages |
+//! | `consumers` | who wants messages, in which order |
+//! | `credit` | how much a stream may have unacknowledged |
+//! | `poll` | when a queue is polled |
+//! | `trial` | messages that were suggested, until it is known what came of them |
+//! | `scanner` | the thread that looks at the store |
+//!
+//! Invariants: the state in `waiters` and `desk` is touched by the dispatcher thread alone. Sending a job never blocks. A
+//! panic here stops the daemon rather than leaving it half alive.
 
+mod consumers;
+mod credit;
+mod desk;
+mod one_queue;
+mod poll;
+mod ready;
+mod scanner;
+mod trial;
 mod waiters;
 
 use std::collections::HashSet;
@@ -25,14 +48,29 @@ use std::{io, process};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use parking_lot::RwLock;
 
+pub use consumers::{Consumer, ConsumerId, Patience, Purpose, Seat, Seats, Wish};
+pub use credit::StreamId;
+pub use desk::{DeskLimits, QueueCounts, QueueJob};
+pub use poll::PollLimits;
+pub use ready::{Found, Frontier, ReadyLimits};
+pub use scanner::{ScanTask, ScanWhat, Scanned, Seen, look_at};
+pub use trial::{Trial, TrialSink, Tried};
 pub use waiters::WaitLimits;
 
 use crate::clock::{Moment, SharedClock};
+use crate::error::Error;
+use crate::keys::{MessageId, QueueId};
 use crate::lease::table::LeaseEnds;
 use crate::logging::Logger;
+use crate::queue::QueueChanges;
 use crate::store::RecordKey;
 use crate::threads;
+use desk::{Desk, Outbox, Time};
+use scanner::Scanner;
 use waiters::Waiters;
+
+/// How many queues the dispatcher remembers although nobody wants anything of them.
+pub const QUEUES_REMEMBERED: usize = 1024;
 
 /// A turn of the loop that takes longer than this is logged: everybody who waits has waited for it.
 const SLOW_TURN: Duration = Duration::from_millis(50);
@@ -62,7 +100,7 @@ pub struct Waiter<P> {
 
 /// Everything that can wake the dispatcher.
 #[derive(Debug)]
-enum Event<P> {
+enum Event<P, C> {
     Park {
         key: RecordKey,
         deadline: Option<Moment>,
@@ -76,6 +114,37 @@ enum Event<P> {
     Gone(Vec<WaiterId>),
     Drain,
     Stop,
+    /// A consumer wants something.
+    Ask(Box<Consumer<C>>),
+    /// A consumer was tried for and got nothing.
+    Back(Box<Consumer<C>>),
+    /// What came of messages that were suggested.
+    TriedMessages {
+        queue: QueueId,
+        stream: Option<StreamId>,
+        outcomes: Vec<(MessageId, Tried)>,
+    },
+    /// This server has written a message.
+    Visible {
+        queue: QueueId,
+        id: MessageId,
+        from_ms: i64,
+    },
+    /// This server has removed a message.
+    Removed(QueueId, MessageId),
+    /// Whoever held a message has finished with it.
+    Settled(QueueId, MessageId),
+    /// Another server has changed messages.
+    Changed(Vec<(QueueId, MessageId)>),
+    Scanned(Box<Scanned>),
+    StreamClosed(QueueId, StreamId),
+    Watch {
+        queue: QueueId,
+        number: u64,
+        watcher: Sender<()>,
+    },
+    Unwatch(QueueId, u64),
+    ConsumersGone(Vec<ConsumerId>),
 }
 
 /// What became of a waiter that was tried.
@@ -116,6 +185,7 @@ pub struct WaitHint {
     count: AtomicUsize,
     keys: RwLock<HashSet<RecordKey>>,
     parked: AtomicUsize,
+    consumers: AtomicUsize,
 }
 
 impl WaitHint {
@@ -141,14 +211,15 @@ impl WaitHint {
     }
 }
 
-/// The way to the dispatcher thread. Cheap to clone; sending never blocks.
+/// The way to the dispatcher thread. Cheap to clone; sending never blocks. `P` are requests that wait for keys, `C` are
+/// consumers of queues.
 #[derive(Debug)]
-pub struct Dispatcher<P> {
-    events: Sender<Event<P>>,
+pub struct Dispatcher<P, C> {
+    events: Sender<Event<P, C>>,
     hint: Arc<WaitHint>,
 }
 
-impl<P> Clone for Dispatcher<P> {
+impl<P, C> Clone for Dispatcher<P, C> {
     fn clone(&self) -> Self {
         Self {
             events: self.events.clone(),
@@ -157,18 +228,24 @@ impl<P> Clone for Dispatcher<P> {
     }
 }
 
-impl<P: Parked> Dispatcher<P> {
+impl<P: Parked, C: Parked> Dispatcher<P, C> {
     /// A dispatcher that is not running yet, and what [`Engine::start`] needs to run it.
-    pub fn new(limits: WaitLimits, clock: SharedClock, log: Logger) -> (Self, Engine<P>) {
+    pub fn new(limits: WaitLimits, desk: DeskLimits, clock: SharedClock, log: Logger) -> (Self, Engine<P, C>) {
         let (events, inbox) = unbounded();
         let hint = Arc::new(WaitHint::default());
+        let handle = Self {
+            events,
+            hint: Arc::clone(&hint),
+        };
         let engine = Engine {
             inbox,
-            waiters: Waiters::new(limits, Arc::clone(&hint)),
+            waiters: Waiters::new(limits, hint),
+            desk: Desk::new(desk, Arc::new(handle.clone()), Arc::clone(&log)),
+            handle: handle.clone(),
             clock,
             log,
         };
-        (Self { events, hint }, engine)
+        (handle, engine)
     }
 
     /// True when somebody waits for this key.
@@ -176,9 +253,9 @@ impl<P: Parked> Dispatcher<P> {
         self.hint.contains(key)
     }
 
-    /// How many requests are parked, without those that are being tried at this moment.
+    /// How many requests are parked, for keys and for messages, without those that are being tried at this moment.
     pub fn waiting(&self) -> usize {
-        self.hint.parked.load(Ordering::SeqCst)
+        self.hint.parked.load(Ordering::SeqCst) + self.hint.consumers.load(Ordering::SeqCst)
     }
 
     /// Parks a request until its key may be free, its deadline passes or the server drains.
@@ -196,6 +273,47 @@ impl<P: Parked> Dispatcher<P> {
         self.send(Event::Gone(waiters));
     }
 
+    /// Somebody wants something of a queue. A [`QueueJob`] answers.
+    pub fn ask(&self, consumer: Consumer<C>) {
+        self.send(Event::Ask(Box::new(consumer)));
+    }
+
+    /// A consumer was tried for and got nothing: it wants what comes next, before others.
+    pub fn ask_again(&self, consumer: Consumer<C>) {
+        self.send(Event::Back(Box::new(consumer)));
+    }
+
+    /// Reports consumers whose clients are not there any more.
+    pub fn consumers_gone(&self, consumers: Vec<ConsumerId>) {
+        self.send(Event::ConsumersGone(consumers));
+    }
+
+    /// Whoever was given a message has finished with it, for good or for now.
+    pub fn settled(&self, queue: QueueId, id: MessageId) {
+        self.send(Event::Settled(queue, id));
+    }
+
+    /// Another server has changed these messages.
+    pub fn changed(&self, messages: Vec<(QueueId, MessageId)>) {
+        self.send(Event::Changed(messages));
+    }
+
+    /// A stream has ended.
+    pub fn stream_closed(&self, queue: QueueId, stream: StreamId) {
+        self.send(Event::StreamClosed(queue, stream));
+    }
+
+    /// From now on `watcher` gets a word whenever this queue may have changed, unless it has one already. Ends with
+    /// [`unwatch`](Self::unwatch) by the same number.
+    pub fn watch(&self, queue: QueueId, number: u64, watcher: Sender<()>) {
+        self.send(Event::Watch { queue, number, watcher });
+    }
+
+    /// Ends a watch.
+    pub fn unwatch(&self, queue: QueueId, number: u64) {
+        self.send(Event::Unwatch(queue, number));
+    }
+
     /// From now on nobody waits: all that are parked are refused, and so is whoever comes.
     pub fn drain(&self) {
         self.send(Event::Drain);
@@ -206,14 +324,14 @@ impl<P: Parked> Dispatcher<P> {
         self.send(Event::Stop);
     }
 
-    fn send(&self, event: Event<P>) {
+    fn send(&self, event: Event<P, C>) {
         // The thread is gone only when the server has stopped; then a parked request dies with this event and its
         // connection is closed with the others.
         let _ = self.events.send(event);
     }
 }
 
-impl<P: Parked> LeaseEnds for Dispatcher<P> {
+impl<P: Parked, C: Parked> LeaseEnds for Dispatcher<P, C> {
     fn lease_ended(&self, key: &RecordKey) {
         if self.hint.contains(key) {
             self.send(Event::LeaseEnded(key.clone()));
@@ -221,47 +339,98 @@ impl<P: Parked> LeaseEnds for Dispatcher<P> {
     }
 }
 
+impl<P: Parked, C: Parked> QueueChanges for Dispatcher<P, C> {
+    fn visible(&self, queue: &QueueId, id: MessageId, visible_from_ms: i64) {
+        self.send(Event::Visible {
+            queue: queue.clone(),
+            id,
+            from_ms: visible_from_ms,
+        });
+    }
+
+    fn gone(&self, queue: &QueueId, id: MessageId) {
+        self.send(Event::Removed(queue.clone(), id));
+    }
+}
+
+impl<P: Parked, C: Parked> TrialSink for Dispatcher<P, C> {
+    fn tried(&self, queue: &QueueId, stream: Option<StreamId>, outcomes: Vec<(MessageId, Tried)>) {
+        self.send(Event::TriedMessages {
+            queue: queue.clone(),
+            stream,
+            outcomes,
+        });
+    }
+}
+
 /// The dispatcher's thread before it runs.
-pub struct Engine<P> {
-    inbox: Receiver<Event<P>>,
+pub struct Engine<P, C> {
+    inbox: Receiver<Event<P, C>>,
     waiters: Waiters<P>,
+    desk: Desk<C>,
+    handle: Dispatcher<P, C>,
     clock: SharedClock,
     log: Logger,
 }
 
-impl<P: Parked> Engine<P> {
-    /// Starts the thread. `hand_out` passes a job to the workers and never blocks.
-    pub fn start(mut self, hand_out: impl Fn(Job<P>) + Send + 'static) -> io::Result<JoinHandle<()>> {
+/// Does a task of the scanner.
+pub type Look = Box<dyn Fn(&ScanTask) -> Result<Seen, Error> + Send>;
+
+/// Where the dispatcher's jobs go. None of these may block.
+pub struct HandOut<P, C> {
+    /// Requests that wait for keys: to the workers.
+    pub lease: Box<dyn Fn(Job<P>) + Send>,
+    /// Consumers of queues: to the workers, or to the thread of a stream.
+    pub queue: Box<dyn Fn(QueueJob<C>) + Send>,
+    /// Does a task of the scanner, on its thread.
+    pub look: Look,
+}
+
+impl<P: Parked, C: Parked> Engine<P, C> {
+    /// Starts the thread, and the scanner's.
+    pub fn start(mut self, hand_out: HandOut<P, C>) -> io::Result<JoinHandle<()>> {
+        let HandOut { lease, queue, look } = hand_out;
+        let handle = self.handle.clone();
+        let scanner = Scanner::start(look, move |scanned| handle.send(Event::Scanned(Box::new(scanned))))?;
         threads::spawn("dispatcher", move || {
             let stops_the_daemon = StopOnPanic;
-            self.run(&hand_out);
+            self.run(&*lease, &*queue, &scanner);
             std::mem::forget(stops_the_daemon);
         })
     }
 
-    fn run(&mut self, hand_out: &dyn Fn(Job<P>)) {
-        let mut jobs = Vec::new();
+    fn run(&mut self, to_lease: &dyn Fn(Job<P>), to_queue: &dyn Fn(QueueJob<C>), scanner: &Scanner) {
+        let (mut jobs, mut out) = (Vec::new(), Outbox::default());
         while let Some(event) = self.next_event() {
-            let began = self.clock.now();
+            let time = Time {
+                now: self.clock.now(),
+                wall_ms: self.clock.wall_ms(),
+            };
             match event {
                 Some(Event::Stop) => return,
-                Some(event) => self.handle(event, began, &mut jobs),
+                Some(event) => self.handle(event, time, &mut jobs, &mut out),
                 None => {}
             }
-            self.waiters.tick(began, &mut jobs);
-            jobs.drain(..).for_each(hand_out);
-            let took = self.clock.now().since(began);
+            self.waiters.tick(time.now, &mut jobs);
+            self.desk.tick(time, &mut out);
+            self.handle.hint.consumers.store(self.desk.len(), Ordering::SeqCst);
+            jobs.drain(..).for_each(to_lease);
+            out.jobs.drain(..).for_each(to_queue);
+            out.scans.drain(..).for_each(|task| scanner.push(task));
+            let took = self.clock.now().since(time.now);
             if SLOW_TURN < took {
                 let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-                log::warn!(logger: self.log, target: "queue.dispatcher.core", took_ms, waiting = self.waiters.len();
+                let waiting = self.waiters.len() + self.desk.len();
+                log::warn!(logger: self.log, target: "queue.dispatcher.core", took_ms, waiting;
                     "dispatcher.turn.slow");
             }
         }
     }
 
     /// Waits for the next event or the next due time. `None`: nobody is left who could send one.
-    fn next_event(&self) -> Option<Option<Event<P>>> {
-        let Some(due) = self.waiters.next_due() else {
+    fn next_event(&self) -> Option<Option<Event<P, C>>> {
+        let due = self.waiters.next_due().into_iter().chain(self.desk.next_due()).min();
+        let Some(due) = due else {
             return self.inbox.recv().ok().map(Some);
         };
         match self.inbox.recv_timeout(due.since(self.clock.now())) {
@@ -271,13 +440,32 @@ impl<P: Parked> Engine<P> {
         }
     }
 
-    fn handle(&mut self, event: Event<P>, now: Moment, jobs: &mut Vec<Job<P>>) {
+    fn handle(&mut self, event: Event<P, C>, time: Time, jobs: &mut Vec<Job<P>>, out: &mut Outbox<C>) {
         match event {
-            Event::Park { key, deadline, parked } => self.waiters.park(key, deadline, parked, now, jobs),
-            Event::Tried { key, outcome } => self.waiters.tried(&key, outcome, now, jobs),
+            Event::Park { key, deadline, parked } => self.waiters.park(key, deadline, parked, time.now, jobs),
+            Event::Tried { key, outcome } => self.waiters.tried(&key, outcome, time.now, jobs),
             Event::LeaseEnded(key) => self.waiters.lease_ended(&key, jobs),
             Event::Gone(ids) => self.waiters.gone(&ids, jobs),
-            Event::Drain => self.waiters.drain(jobs),
+            Event::Drain => {
+                self.waiters.drain(jobs);
+                self.desk.drain(out);
+            }
+            Event::Ask(consumer) => self.desk.ask(*consumer, time, out),
+            Event::Back(consumer) => self.desk.back(*consumer, time, out),
+            Event::TriedMessages {
+                queue,
+                stream,
+                outcomes,
+            } => self.desk.tried(&queue, stream, &outcomes, time, out),
+            Event::Visible { queue, id, from_ms } => self.desk.visible(&queue, id, from_ms, time, out),
+            Event::Removed(queue, id) => self.desk.removed(&queue, id, time, out),
+            Event::Settled(queue, id) => self.desk.settled(&queue, id, time, out),
+            Event::Changed(messages) => self.desk.changed(&messages, time, out),
+            Event::Scanned(scanned) => self.desk.scanned(*scanned, time, out),
+            Event::StreamClosed(queue, stream) => self.desk.stream_closed(&queue, stream),
+            Event::Watch { queue, number, watcher } => self.desk.watch(&queue, number, watcher, time, out),
+            Event::Unwatch(queue, number) => self.desk.unwatch(&queue, number),
+            Event::ConsumersGone(ids) => self.desk.gone(&ids, out),
             Event::Stop => {}
         }
     }

@@ -64,6 +64,7 @@ impl Exchange {
             head_only: *self.method() == Method::Head,
             keeps_alive_1_0: false,
             is_last: true,
+            is_1_0: false,
         };
         let mut answer = head(edge, &way, &reply);
         if !way.head_only {

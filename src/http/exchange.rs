@@ -176,14 +176,14 @@ impl Exchange {
         limit: u64,
         mut take: impl FnMut(&[u8]) -> Result<(), Error>,
     ) -> Result<(), Failure> {
-        let limit = limit.min(DROPPABLE_BODY_BYTES);
         let announced = match self.body {
             Body::Here => Some(self.request.body_length().unwrap_or(0) as u64),
             Body::Counted(length) => Some(length),
             _ => None,
         };
-        if announced.is_some_and(|announced| limit < announced) {
-            return Err(Error::BodyTooLarge { limit }.into());
+        let announced_max = limit.min(DROPPABLE_BODY_BYTES);
+        if announced.is_some_and(|announced| announced_max < announced) {
+            return Err(Error::BodyTooLarge { limit: announced_max }.into());
         }
         if announced == Some(self.body_read) {
             return Ok(());
@@ -253,6 +253,7 @@ impl Exchange {
             head_only: *self.request.method() == Method::Head,
             keeps_alive_1_0: is_1_0 && !is_last,
             is_last,
+            is_1_0,
             correlation_id: self.correlation_id,
         };
         let writer = self.request.take().into_writer();

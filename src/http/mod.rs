@@ -9,20 +9,28 @@
 //! A worker takes a request, reads its body within bounds of size and time, calls one short handler and writes the
 //! answer. A handler that finds that its caller must wait hands the way back to the dispatcher and forgets the request.
 
+mod chunked;
 mod crew;
 mod cut;
+mod delivery;
+mod dequeue;
 pub mod edge;
 mod exchange;
 pub mod intake;
 mod lease;
+pub mod multipart;
 mod namespace;
+mod queue;
 mod reply;
 pub mod request;
 mod responder;
 mod route;
 mod state;
+mod stats;
+mod subscribe;
 mod turns;
 mod usher;
+mod watch;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -36,21 +44,27 @@ use parking_lot::Mutex;
 use tiny_http::Request;
 
 use crate::clock::Moment;
-use crate::dispatch::{Dispatcher, Job};
+use crate::dispatch::{Dispatcher, Job, QueueJob, Seats};
+use crate::error::Error;
 use crate::ids::IdMaker;
-use crate::keys::Namespace;
+use crate::keys::{Namespace, QueueId};
 use crate::lease::rules::Now;
-use crate::lease::{Leases, Wanted};
+use crate::lease::{Leases, TtlLimits, Wanted};
 use crate::namespace::Namespaces;
+use crate::queue::Queues;
 use crate::record::KeyRecord;
 use crate::state::States;
 use crate::store::Store;
+pub use dequeue::ParkedConsumer;
+use dequeue::{Guest, WantedMessages};
 use edge::Edge;
 use exchange::{Body, Exchange};
 pub use lease::ParkedAcquire;
 use lease::WaitingAcquire;
 use reply::{BadRequest, Failure, Reply, busy};
+use responder::Responder;
 use route::{NoRoute, Route, route};
+pub use subscribe::Streams;
 use turns::{Incoming, Place, Turn, Turns};
 
 /// A client that has sent its last byte and waits for nothing is left alone by the HTTP library within this time, or never.
@@ -80,8 +94,10 @@ pub struct Service {
     pub states: States,
     /// Namespace configurations.
     pub namespaces: Namespaces,
+    /// Queues.
+    pub messages: QueueParts,
     /// Whoever waits.
-    pub dispatcher: Dispatcher<ParkedAcquire>,
+    pub dispatcher: Dispatcher<ParkedAcquire, ParkedConsumer>,
     /// Ids for keys and correlation.
     pub ids: Arc<IdMaker>,
     /// The store, asked for its health alone.
@@ -94,6 +110,20 @@ pub struct Service {
     pub queue: WorkQueue,
     /// Clients that seem to be forgotten.
     pub half_closed: Mutex<HalfClosed>,
+}
+
+/// What the handlers of queues use.
+pub struct QueueParts {
+    /// Messages.
+    pub queues: Queues,
+    /// How many consumers there may be.
+    pub seats: Arc<Seats>,
+    /// Bounds of the life of a message's lease.
+    pub visibility: TtlLimits,
+    /// Changes by other servers are heard of.
+    pub feed: bool,
+    /// The threads of subscriptions and watches.
+    pub streams: Streams,
 }
 
 /// Clients that have sent their last byte and have no request under treatment.
@@ -120,6 +150,14 @@ enum Next {
     Grant(Box<Grant>),
     /// The key is held: wait.
     Park(WaitingAcquire),
+    /// Answer so, under this correlation id.
+    Correlated(Reply, Arc<str>),
+    /// Wait for messages.
+    Wait(Box<WantedMessages>),
+    /// Ask for what is known of a queue.
+    Stats(QueueId),
+    /// Tell of the changes of a queue.
+    Watch(QueueId),
 }
 
 /// A lease on its way to its holder.
@@ -134,6 +172,7 @@ enum Work {
     /// A request that has its turn.
     Request(Box<Incoming>, Turn),
     Job(Box<Job<ParkedAcquire>>),
+    QueueJob(Box<QueueJob<ParkedConsumer>>),
     /// A request of a connection that has been ended.
     Discard(Box<Incoming>),
     /// A client that sends without end.
@@ -189,6 +228,19 @@ impl WorkQueue {
     /// Queues a job of the dispatcher.
     pub fn push_job(&self, job: Job<ParkedAcquire>) {
         self.push(Work::Job(Box::new(job)));
+    }
+
+    /// Queues a job of the dispatcher for a consumer, or hands it to the thread that waits for it.
+    pub fn push_queue_job(&self, job: QueueJob<ParkedConsumer>) {
+        let mailbox = match job.consumer().map(|consumer| &consumer.parked.0) {
+            Some(Guest::Thread { mailbox, .. }) => Some(mailbox.clone()),
+            _ => None,
+        };
+        match mailbox {
+            // A thread that has ended wants nothing any more; what was suggested to it reports itself untouched.
+            Some(mailbox) => drop(mailbox.send(job)),
+            None => self.push(Work::QueueJob(Box::new(job))),
+        }
     }
 
     /// Tells one worker to stop once everything queued before is done.
@@ -267,7 +319,7 @@ impl Service {
     }
 
     /// Works until told to stop. Each worker thread runs this.
-    pub fn work(&self) {
+    pub fn work(self: &Arc<Self>) {
         while let Ok(work) = self.queue.receiver.recv() {
             if !self.do_work(work) {
                 return;
@@ -276,7 +328,7 @@ impl Service {
     }
 
     /// Works until told to stop, or until there is too little to do. Each replacement of a worker runs this.
-    pub fn help_out(&self) {
+    pub fn help_out(self: &Arc<Self>) {
         loop {
             let goes_on = match self.queue.receiver.recv_timeout(crew::IDLE_MAX) {
                 Ok(work) => self.do_work(work),
@@ -290,7 +342,7 @@ impl Service {
     }
 
     /// False: stop.
-    fn do_work(&self, work: Work) -> bool {
+    fn do_work(self: &Arc<Self>, work: Work) -> bool {
         match work {
             Work::Stop => return false,
             Work::Request(incoming, turn) => {
@@ -298,6 +350,7 @@ impl Service {
                 self.unless_it_panics(|| self.serve(*incoming, turn));
             }
             Work::Job(job) => self.unless_it_panics(|| self.do_job(*job)),
+            Work::QueueJob(job) => self.unless_it_panics(|| self.do_queue_job(*job)),
             Work::Discard(incoming) => drop(incoming),
             Work::CutOff(peer) => {
                 self.edge.sever(&[peer]);
@@ -317,7 +370,7 @@ impl Service {
         Exchange::new(incoming, turn, self.edge.clock.now(), || self.ids.uuid())
     }
 
-    fn serve(&self, incoming: Incoming, turn: Turn) {
+    fn serve(self: &Arc<Self>, incoming: Incoming, turn: Turn) {
         let mut exchange = self.exchange(incoming, turn);
         let (operation, outcome) = self.handle(&mut exchange);
         let delivered = match outcome {
@@ -336,6 +389,22 @@ impl Service {
                 }
                 Err(unread) => unread.answer(&self.edge, grant.reply),
             },
+            Ok(Next::Correlated(reply, correlation_id)) => self.with_responder(exchange, |mut responder| {
+                responder.correlate(&correlation_id);
+                responder.answer(&self.edge, reply)
+            }),
+            Ok(Next::Wait(wanted)) => self.with_responder(exchange, |responder| {
+                self.wait_for_messages(responder, *wanted);
+                Ok(())
+            }),
+            Ok(Next::Stats(queue)) => self.with_responder(exchange, |responder| {
+                self.wait_for_stats(responder, queue);
+                Ok(())
+            }),
+            Ok(Next::Watch(queue)) => self.with_responder(exchange, |responder| {
+                self.start_watch(responder, queue);
+                Ok(())
+            }),
             Err(failure) => {
                 let reply = self.failure_reply(failure, operation, exchange.correlation_id());
                 exchange.answer(&self.edge, reply)
@@ -344,6 +413,18 @@ impl Service {
         if let Err(cause) = delivered {
             let error = cause.to_string();
             log::debug!(logger: self.edge.log, target: "api.http.server", operation, error; "http.answer.undelivered");
+        }
+    }
+
+    /// Goes on with the way back of a request whose body was read.
+    fn with_responder(
+        &self,
+        exchange: Exchange,
+        go_on: impl FnOnce(Responder) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        match exchange.into_responder() {
+            Ok(responder) => go_on(responder),
+            Err(unread) => unread.answer(&self.edge, Reply::error(400, codes::INVALID_BODY, "unread body")),
         }
     }
 
@@ -365,6 +446,13 @@ impl Service {
             Ok(Route::Describe) => ("describe", state::describe(self, exchange)),
             Ok(Route::NamespaceGet) => ("namespace", namespace::read(self, exchange)),
             Ok(Route::NamespaceSet) => ("namespace", namespace::set(self, exchange)),
+            Ok(Route::Enqueue) => ("enqueue", queue::enqueue(self, exchange)),
+            Ok(Route::Dequeue(call)) => ("dequeue", dequeue::dequeue(self, exchange, call)),
+            Ok(Route::Ack) => ("ack", queue::ack(self, exchange)),
+            Ok(Route::Nack) => ("nack", queue::nack(self, exchange)),
+            Ok(Route::Extend) => ("extend", queue::extend(self, exchange)),
+            Ok(Route::QueueStats) => ("stats", stats::stats(self, exchange)),
+            Ok(Route::QueueWatch) => ("watch", watch::watch(self, exchange)),
             Ok(Route::Health) => ("health", Ok(Next::Reply(Reply::empty(200)))),
             Ok(Route::Ready) => {
                 let ready = !self.edge.is_draining() && self.store.healthy();
@@ -386,18 +474,32 @@ impl Service {
     }
 
     fn failure_reply(&self, failure: Failure, operation: &'static str, correlation_id: &str) -> Reply {
-        let is_fault = failure.is_fault();
-        let error = match &failure {
-            Failure::Bad(bad) => bad.detail.clone(),
-            Failure::Domain(error) => error.to_string(),
-            Failure::Busy(detail) => (*detail).to_owned(),
+        let (error, reply) = match failure {
+            Failure::Domain(error) => return self.error_reply(&error, operation, correlation_id),
+            Failure::Bad(bad) => {
+                let error = bad.detail.clone();
+                (error, Reply::error(bad.status, bad.code, bad.detail))
+            }
+            Failure::Busy(detail) => (detail.to_owned(), busy(codes::SERVER_BUSY, detail, 1)),
         };
-        let level = if is_fault { log::Level::Error } else { log::Level::Debug };
-        log::log!(logger: self.edge.log, target: "api.http.server", level, operation, error,
+        log::debug!(logger: self.edge.log, target: "api.http.server", operation, error, cid = correlation_id;
+            "http.request.failed");
+        reply
+    }
+
+    fn error_reply(&self, error: &Error, operation: &'static str, correlation_id: &str) -> Reply {
+        let level = if reply::is_fault(error) {
+            log::Level::Error
+        } else {
+            log::Level::Debug
+        };
+        let detail = error.to_string();
+        log::log!(logger: self.edge.log, target: "api.http.server", level, operation, error = detail,
             cid = correlation_id; "http.request.failed");
-        failure.into_reply(Now {
+        let now = Now {
             ms: self.edge.clock.wall_ms(),
-        })
+        };
+        reply::domain_reply(error, now)
     }
 
     fn do_job(&self, job: Job<ParkedAcquire>) {

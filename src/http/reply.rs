@@ -34,6 +34,8 @@ pub enum ReplyBody {
     Bytes(Vec<u8>),
     /// Bytes that others hold as well.
     Shared(Arc<[u8]>),
+    /// Of unknown length, written after the head.
+    Open,
     /// A reader and how many bytes of it to send.
     Stream {
         /// Yields the bytes.
@@ -49,7 +51,7 @@ impl ReplyBody {
         match self {
             Self::Bytes(bytes) => bytes,
             Self::Shared(bytes) => bytes,
-            Self::Empty | Self::Stream { .. } => &[],
+            Self::Empty | Self::Open | Self::Stream { .. } => &[],
         }
     }
 }
@@ -105,6 +107,19 @@ impl Reply {
         )
     }
 
+    /// There was nothing in time. Zero seconds: it may be tried again at once.
+    pub fn waiting(detail: &str, retry_after_seconds: i64) -> Self {
+        Self::from_envelope(
+            409,
+            ErrorEnvelope {
+                error: codes::WAITING.to_owned(),
+                detail: detail.to_owned(),
+                retry_after_seconds,
+                ..Default::default()
+            },
+        )
+    }
+
     /// The same answer with another header.
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
         self.headers.push((name, value.to_string()));
@@ -132,6 +147,7 @@ impl Reply {
             ReplyBody::Empty => (self.status != 204).then_some(0),
             ReplyBody::Bytes(bytes) => Some(bytes.len() as u64),
             ReplyBody::Shared(bytes) => Some(bytes.len() as u64),
+            ReplyBody::Open => None,
             ReplyBody::Stream { length, .. } => Some(*length),
         }
     }
@@ -192,26 +208,13 @@ impl From<Error> for Failure {
     }
 }
 
-impl Failure {
-    /// True when an operator should hear of it: it is nobody's mistake but ours or the store's.
-    pub fn is_fault(&self) -> bool {
-        matches!(
-            self,
-            Self::Domain(Error::Store(_) | Error::CorruptRecord { .. } | Error::Contended)
-        )
-    }
-
-    /// The answer that goes with it.
-    pub fn into_reply(self, now: Now) -> Reply {
-        match self {
-            Self::Bad(bad) => Reply::error(bad.status, bad.code, bad.detail),
-            Self::Domain(error) => domain_reply(&error, now),
-            Self::Busy(detail) => busy(codes::SERVER_BUSY, detail, 1),
-        }
-    }
+/// True when an operator should hear of it: it is nobody's mistake but ours or the store's.
+pub fn is_fault(error: &Error) -> bool {
+    matches!(error, Error::Store(_) | Error::CorruptRecord { .. } | Error::Contended)
 }
 
-fn domain_reply(error: &Error, now: Now) -> Reply {
+/// The answer that goes with an error of the domain.
+pub fn domain_reply(error: &Error, now: Now) -> Reply {
     let (status, code) = match error {
         Error::Refused(refusal) => return refusal_reply(refusal, error.to_string(), now),
         Error::MessageRefused(refusal) => message_refusal(*refusal),

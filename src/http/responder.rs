@@ -2,10 +2,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use lockd_client::wire::headers;
 use tiny_http::StatusCode;
 
+use super::chunked::Chunked;
 use super::edge::{Edge, UnderWay};
 use super::reply::{Reply, ReplyBody};
 use super::turns::Turn;
@@ -20,6 +22,8 @@ pub(super) struct Way {
     pub(super) keeps_alive_1_0: bool,
     /// The connection ends with this answer.
     pub(super) is_last: bool,
+    /// The client does not understand chunks.
+    pub(super) is_1_0: bool,
 }
 
 /// Answers one request, once.
@@ -61,7 +65,7 @@ impl Responder {
         let mut head = head(edge, &self.way, &reply);
         match reply.body {
             _ if self.way.head_only => writer.write_all(&head)?,
-            ReplyBody::Empty => writer.write_all(&head)?,
+            ReplyBody::Empty | ReplyBody::Open => writer.write_all(&head)?,
             ReplyBody::Bytes(bytes) => {
                 head.extend_from_slice(&bytes);
                 writer.write_all(&head)?;
@@ -81,6 +85,30 @@ impl Responder {
             }
         }
         writer.flush()
+    }
+
+    /// Answers with another correlation id than that of the request.
+    pub(super) fn correlate(&mut self, correlation_id: &str) {
+        correlation_id.clone_into(&mut self.way.correlation_id);
+    }
+
+    /// Begins an answer without a length. Nothing is sent before its first flush.
+    pub(super) fn begin(mut self, edge: &Arc<Edge>, reply: Reply) -> io::Result<Chunked> {
+        let writer = self.writer.take().ok_or(io::ErrorKind::NotConnected)?;
+        let is_chunked = !self.way.is_1_0;
+        // Without chunks, the end of the connection is the end of the answer.
+        self.way.is_last |= !is_chunked;
+        let reply = Reply {
+            body: ReplyBody::Open,
+            ..reply
+        };
+        let reply = if is_chunked {
+            reply.with("Transfer-Encoding", "chunked")
+        } else {
+            reply
+        };
+        let head = head(edge, &self.way, &reply);
+        Ok(Chunked::new(Arc::clone(edge), self, writer, head, is_chunked))
     }
 
     /// Lets go of a client that is not there any more.

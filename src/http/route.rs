@@ -2,9 +2,11 @@
 
 use tiny_http::Method;
 
+use super::dequeue::Call;
+
 /// An endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
+pub(super) enum Route {
     /// `POST /v1/acquire`
     Acquire,
     /// `POST /v1/keepalive`
@@ -25,6 +27,20 @@ pub enum Route {
     NamespaceGet,
     /// `POST|PUT /v1/namespace`
     NamespaceSet,
+    /// `POST /v1/queue/enqueue`
+    Enqueue,
+    /// `POST /v1/queue/dequeue`, `dequeueWithState`, `subscribe`, `subscribeWithState`
+    Dequeue(Call),
+    /// `POST /v1/queue/ack`
+    Ack,
+    /// `POST /v1/queue/nack`
+    Nack,
+    /// `POST /v1/queue/extend`
+    Extend,
+    /// `POST /v1/queue/stats`
+    QueueStats,
+    /// `POST /v1/queue/watch`
+    QueueWatch,
     /// `/healthz`, any method
     Health,
     /// `/readyz`, any method
@@ -41,7 +57,7 @@ pub enum NoRoute {
 }
 
 /// Finds the endpoint of a request. A trailing slash makes another path.
-pub fn route(method: &Method, path: &str) -> Result<Route, NoRoute> {
+pub(super) fn route(method: &Method, path: &str) -> Result<Route, NoRoute> {
     let post = |route| {
         if *method == Method::Post {
             Ok(route)
@@ -53,6 +69,7 @@ pub fn route(method: &Method, path: &str) -> Result<Route, NoRoute> {
         Method::Get | Method::Post => Ok(route),
         _ => Err(NoRoute::WrongMethod("GET, POST")),
     };
+    let dequeue = |subscribes, with_state| post(Route::Dequeue(Call { subscribes, with_state }));
     match path {
         "/v1/acquire" => post(Route::Acquire),
         "/v1/keepalive" => post(Route::Keepalive),
@@ -67,6 +84,16 @@ pub fn route(method: &Method, path: &str) -> Result<Route, NoRoute> {
             Method::Post | Method::Put => Ok(Route::NamespaceSet),
             _ => Err(NoRoute::WrongMethod("GET, POST")),
         },
+        "/v1/queue/enqueue" => post(Route::Enqueue),
+        "/v1/queue/dequeue" => dequeue(false, false),
+        "/v1/queue/dequeueWithState" => dequeue(false, true),
+        "/v1/queue/subscribe" => dequeue(true, false),
+        "/v1/queue/subscribeWithState" => dequeue(true, true),
+        "/v1/queue/ack" => post(Route::Ack),
+        "/v1/queue/nack" => post(Route::Nack),
+        "/v1/queue/extend" => post(Route::Extend),
+        "/v1/queue/stats" => post(Route::QueueStats),
+        "/v1/queue/watch" => post(Route::QueueWatch),
         "/healthz" => Ok(Route::Health),
         "/readyz" => Ok(Route::Ready),
         _ => Err(NoRoute::UnknownPath),

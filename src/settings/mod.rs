@@ -19,12 +19,14 @@ mod layers;
 mod listen;
 mod notice;
 pub mod options;
+mod queue;
 mod values;
 
 pub use error::SettingsError;
 pub use layers::{Flags, Given, Layers, Source, config_dir, expand_home};
 pub use listen::{Family, Listen};
 pub use notice::Notice;
+pub use queue::{LIST_PAGE_SIZE_MAX, QueueSettings};
 pub use values::{DURATION_MAX, parse_bool, parse_duration, parse_size};
 
 use options::{ForeignOption, REFUSED_OPTIONS, SERVER_OPTIONS, SKIPPED_OPTIONS};
@@ -67,6 +69,8 @@ pub struct Settings {
     pub shutdown_timeout: Duration,
     /// The mode that was asked for. All modes mean the same: every server of a store serves.
     pub ha: HaMode,
+    /// Queues.
+    pub queue: QueueSettings,
 }
 
 impl Default for Settings {
@@ -88,6 +92,7 @@ impl Default for Settings {
             drain_grace: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(10),
             ha: HaMode::Concurrent,
+            queue: QueueSettings::default(),
         }
     }
 }
@@ -176,6 +181,7 @@ impl Settings {
         if !(1..=WORKERS_MAX).contains(&self.workers) {
             return conflict(format!("workers ({}): expected 1 to {WORKERS_MAX}", self.workers));
         }
+        self.queue.check()?;
         if !self.listen.is_local() && !self.allow_plaintext {
             return conflict(format!(
                 "{} can be reached by other machines, and this version serves plain text only: whoever can connect \
@@ -268,6 +274,7 @@ fn read_settings(layers: &Layers<'_>) -> Result<Settings, SettingsError> {
     duration("disk-janitor-interval", &mut settings.janitor_interval, true)?;
     duration("drain-grace", &mut settings.drain_grace, true)?;
     duration("shutdown-timeout", &mut settings.shutdown_timeout, false)?;
+    settings.queue.read(layers)?;
     let size = |name: &str, target: &mut u64| {
         let value = layers.option(name).map(|given| given.read(parse_size)).transpose()?;
         *target = value.filter(|bytes| *bytes > 0).unwrap_or(*target);

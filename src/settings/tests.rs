@@ -43,7 +43,7 @@ fn the_help_tells_the_defaults_in_force() {
         Some((option.name.to_owned(), rest.strip_suffix(']')?.to_owned()))
     };
     let flags: Flags = SERVER_OPTIONS.iter().filter_map(told).collect();
-    assert_eq!(flags.len(), 15, "{flags:?}");
+    assert_eq!(flags.len(), 20, "{flags:?}");
     assert_eq!(load(&flags, &|_| None).unwrap().settings, Settings::default());
 }
 
@@ -218,7 +218,7 @@ fn asking_for_nothing_passes() {
         ("LOCKD_OTLP_ENDPOINT", ""),
         ("LOCKD_METRICS_LISTEN", " "),
         ("LOCKD_DISK_RETENTION", "0"),
-        ("LOCKD_DISK_QUEUE_WATCH", "false"),
+        ("LOCKD_LOGSTORE_COMPACTION", "false"),
     ];
     assert_eq!(settings(&flags, &variables), Settings::default());
 }
@@ -260,4 +260,36 @@ fn the_log_options_follow_the_same_order() {
         LevelFilter::Trace
     );
     assert_eq!(log(&[("log-output", "stdout")], &[]).output, Output::Stdout);
+}
+
+#[test]
+fn queues_are_told_how_to_poll_and_how_many_to_serve() {
+    let given = settings(
+        &[
+            ("queue-max-consumers", "7"),
+            ("queue-poll-interval", "25ms"),
+            ("queue-poll-jitter", "0"),
+            ("queue-resilient-poll-interval", "0"),
+            ("disk-queue-watch", "false"),
+        ],
+        &[
+            ("LOCKD_QUEUE_LIST_PAGE_SIZE", "64"),
+            ("LOCKD_DISABLE_MEM_QUEUE_WATCH", "1"),
+            ("LOCKD_READY_CACHE_TRACE", "1"),
+        ],
+    );
+    let expected = QueueSettings {
+        max_consumers: 7,
+        poll_interval: Duration::from_millis(25),
+        poll_jitter: Duration::ZERO,
+        list_page_size: 64,
+        watch_disk: false,
+        watch_mem: false,
+        trace_ready: true,
+        ..QueueSettings::default()
+    };
+    assert_eq!(given.queue, expected);
+    assert!((128..=4096).contains(&QueueSettings::default().max_consumers));
+    assert!(refusal(&[("queue-poll-jitter", "-1s")], &[]).contains("queue-poll-jitter"));
+    assert!(refusal(&[("queue-list-page-size", "2000")], &[]).contains("queue-list-page-size"));
 }

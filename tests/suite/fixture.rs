@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use lockd::clock::{SharedClock, SystemClock};
 use lockd::drain_plan::CloseOptions;
+use lockd::logging::Logger;
 use lockd::net::sever::ListenerAddr;
 use lockd::server::{Parts, Server};
 use lockd::settings::{Listen, Settings};
 use lockd::store::Store;
-use lockd::testing::TestServerBuilder;
+use lockd::testing::{PrintOnFailure, TestServerBuilder, TestingLogger};
+
+use super::queue_calls::Mode;
 
 /// A backend under test. Every call of `open` makes a fresh, empty place.
 pub trait Backend: Sync {
@@ -19,6 +22,11 @@ pub trait Backend: Sync {
 
     /// A fresh place.
     fn open(&self) -> Box<dyn Place>;
+
+    /// How queues learn of what other servers do.
+    fn queue_mode(&self) -> Mode {
+        Mode::Feed
+    }
 }
 
 /// One place where a store lives; several handles may be open on it.
@@ -45,6 +53,8 @@ pub trait Place {
 pub struct TestServer {
     pub server: Arc<Server>,
     pub address: SocketAddr,
+    /// Goes last: it shows what the end of the server has logged, too.
+    _shown_on_failure: Option<PrintOnFailure>,
 }
 
 /// How a test wants its servers.
@@ -53,6 +63,10 @@ pub struct ServerOptions {
     pub settings: Settings,
     pub clock: SharedClock,
     pub close: CloseOptions,
+    /// What is logged down to this level is shown when the test fails.
+    pub log: Option<log::Level>,
+    /// Takes the log instead.
+    pub logger: Option<Logger>,
 }
 
 impl Default for ServerOptions {
@@ -69,6 +83,8 @@ impl Default for ServerOptions {
             settings,
             clock: SystemClock::shared(),
             close,
+            log: None,
+            logger: None,
         }
     }
 }
@@ -76,17 +92,25 @@ impl Default for ServerOptions {
 impl TestServer {
     /// Starts a server over this store.
     pub fn start(store: Arc<dyn Store>, options: ServerOptions) -> Self {
+        let shown = options.log.map(|level| TestingLogger::new("server", level));
+        let shown_on_failure = shown.as_ref().map(TestingLogger::print_on_failure);
+        let shown = shown.map(|shown| shown as Logger);
+        let logger = options.logger.or(shown).unwrap_or_else(lockd::logging::off);
         let parts = Parts {
             store: Some(store),
             clock: options.clock,
             close_defaults: options.close,
-            ..Parts::new(options.settings, lockd::logging::off())
+            ..Parts::new(options.settings, logger)
         };
         let server = Arc::new(Server::start(parts).expect("the server starts"));
         let ListenerAddr::Tcp(address) = *server.address() else {
             panic!("the suite talks TCP")
         };
-        Self { server, address }
+        Self {
+            server,
+            address,
+            _shown_on_failure: shown_on_failure,
+        }
     }
 
     /// Starts a server with a store of its own, after changing what tests usually want.

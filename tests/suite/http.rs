@@ -33,6 +33,11 @@ impl Answer {
             .map(|(_, value)| value.as_str())
     }
 
+    /// True when the body comes in chunks.
+    pub fn is_chunked(&self) -> bool {
+        self.header("Transfer-Encoding") == Some("chunked")
+    }
+
     /// The body as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|cause| panic!("{cause}: {self:?}"))
@@ -167,18 +172,45 @@ impl Connection {
 
     /// Reads one answer, or says why there is none.
     pub fn try_read_answer(&mut self) -> std::io::Result<Answer> {
-        let (status, headers) = self.head()?;
-        let mut answer = Answer {
-            status,
-            headers,
-            body: Vec::new(),
-        };
+        let mut answer = self.try_read_head()?;
+        if answer.is_chunked() {
+            while let Some(chunk) = self.try_read_chunk()? {
+                answer.body.extend_from_slice(&chunk);
+            }
+            return Ok(answer);
+        }
         let length = answer
             .header("Content-Length")
             .map_or(0, |length| length.parse().expect("a length"));
         answer.body.resize(length, 0);
         self.stream.read_exact(&mut answer.body)?;
         Ok(answer)
+    }
+
+    /// Reads status and headers of an answer; the body is left to the caller.
+    pub fn try_read_head(&mut self) -> std::io::Result<Answer> {
+        let (status, headers) = self.head()?;
+        let body = Vec::new();
+        Ok(Answer { status, headers, body })
+    }
+
+    /// Reads exactly so many bytes.
+    pub fn read_bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes).expect("the server sends them");
+        bytes
+    }
+
+    /// Reads the next chunk of a body; `None` is its end.
+    pub fn try_read_chunk(&mut self) -> std::io::Result<Option<Vec<u8>>> {
+        let line = self.line()?;
+        let length = usize::from_str_radix(&line, 16).map_err(|_| std::io::Error::other(format!("chunk {line:?}")))?;
+        let mut chunk = vec![0; length];
+        self.stream.read_exact(&mut chunk)?;
+        if self.line()?.is_empty() {
+            return Ok((length != 0).then_some(chunk));
+        }
+        Err(std::io::Error::other("a chunk is longer than it says"))
     }
 
     fn head(&mut self) -> std::io::Result<(u16, Vec<(String, String)>)> {

@@ -6,6 +6,7 @@ pub mod http;
 pub mod lockd_calls;
 pub mod node;
 pub mod process;
+pub mod queue_calls;
 
 pub mod smoke;
 
@@ -26,4 +27,7 @@ pub mod for_update;
 pub mod locks;
 pub mod multi;
 pub mod names;
+pub mod queue;
+pub mod queue_finish;
+pub mod queue_streams;
 pub mod wire;
