@@ -1,6 +1,6 @@
 //! Transactions over several keys and messages.
 //!
-//! Whoever ends a lease of a transaction that has something to decide calls [`settle`]: the rules decide for all members,
+//! Whoever ends a lease of a transaction that has something to decide calls `settle`: the rules decide for all members,
 //! and everything that follows goes into the batch of the caller, so that it happens in one step.
 
 pub mod rules;
