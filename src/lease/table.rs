@@ -624,6 +624,10 @@ impl<'a> View<'a> {
         batch
             .records
             .extend(self.txns.into_iter().filter_map(PendingTxn::into_write));
+        debug_assert!(
+            holds_each_record_once(&batch.records),
+            "a store may refuse such a batch"
+        );
         let own_key = self.name.map(KeyName::record_key);
         let Some(witness) = Witness::of(&batch.records, own_key.as_ref()) else {
             return Ok(true);
@@ -699,6 +703,10 @@ impl Witness {
             .read(&self.key)
             .is_ok_and(|found| found.map(|found| found.value) == self.value)
     }
+}
+
+fn holds_each_record_once(records: &[RecordWrite]) -> bool {
+    (records.iter().enumerate()).all(|(at, write)| records[..at].iter().all(|earlier| earlier.key != write.key))
 }
 
 /// True when whoever waits for the old lease to end need not wait that long any more.
