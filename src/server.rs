@@ -8,8 +8,10 @@
 //! handler of a client of its own.
 
 use std::fmt;
+use std::fs::DirBuilder;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -448,13 +450,11 @@ fn log_panics(logger: &Logger) {
 fn open_store(location: &StoreLocation) -> Result<Arc<dyn Store>, ServeError> {
     match location {
         StoreLocation::Memory => Ok(Arc::new(MemoryStore::new())),
-        StoreLocation::Disk(root) => match SharedLogStore::open(root, Options::default()) {
-            Ok(store) => Ok(Arc::new(store)),
-            Err(cause) => Err(ServeError::OpenDisk {
-                root: root.clone(),
-                cause,
-            }),
-        },
+        StoreLocation::Disk(root) => open_disk(root),
+        StoreLocation::DefaultDisk(root) => {
+            make_parents(root)?;
+            open_disk(root)
+        }
     }
 }
 
@@ -473,6 +473,29 @@ fn start_workers(service: &Arc<Service>, count: usize) -> io::Result<()> {
         threads::spawn("worker-more", move || service.help_out())
     });
     Ok(())
+}
+
+fn open_disk(root: &Path) -> Result<Arc<dyn Store>, ServeError> {
+    match SharedLogStore::open(root, Options::default()) {
+        Ok(store) => Ok(Arc::new(store)),
+        Err(cause) => Err(ServeError::OpenDisk {
+            root: root.to_owned(),
+            cause,
+        }),
+    }
+}
+
+/// Makes what is missing above a root, for this user alone.
+fn make_parents(root: &Path) -> Result<(), ServeError> {
+    let Some(parent) = root.parent() else { return Ok(()) };
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
+    made.map_err(|cause| ServeError::OpenDisk {
+        root: root.to_owned(),
+        cause: OpenError::Io {
+            doing: format!("making {}", parent.display()),
+            cause,
+        },
+    })
 }
 
 fn bind(listen: &Listen) -> Result<Bound, ServeError> {
@@ -541,7 +564,7 @@ fn wants_queue_feed(settings: &Settings, is_handed_in: bool) -> bool {
     match &settings.store {
         _ if is_handed_in => watch_mem && watch_disk,
         StoreLocation::Memory => watch_mem,
-        StoreLocation::Disk(_) => watch_disk,
+        StoreLocation::Disk(_) | StoreLocation::DefaultDisk(_) => watch_disk,
     }
 }
 

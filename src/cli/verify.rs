@@ -43,7 +43,7 @@ impl VerifyCommand {
         let location = settings::load(&flags, context.variables)?.settings.store;
         let out = &mut *context.stdout;
         match location {
-            StoreLocation::Disk(root) => verify_disk(out, &root),
+            StoreLocation::Disk(root) | StoreLocation::DefaultDisk(root) => verify_disk(out, &root),
             StoreLocation::Memory => {
                 writeln!(out, "Store: mem://\nProvider: mem\n")?;
                 writeln!(out, "A memory store keeps nothing that could be verified.")?;

@@ -42,6 +42,8 @@ pub enum SettingsError {
         /// What is lacking.
         reason: &'static str,
     },
+    /// Nobody said where to keep everything, and there is no directory of this user to fall back on.
+    NoStore,
     /// Values that do not go together.
     Conflict(String),
     /// The variables about logging are wrong.
@@ -59,6 +61,10 @@ impl fmt::Display for SettingsError {
             }
             SettingsError::Value { source, text, reason } => write!(f, "{source} {text:?}: {reason}"),
             SettingsError::Unsupported { source, reason } => write!(f, "{source}: {reason}"),
+            SettingsError::NoStore => f.write_str(
+                "there is nowhere to keep anything: neither --store nor LOCKD_CONFIG_DIR nor HOME is set. Pass \
+                 --store disk:///absolute/path, or --store mem:// for what may be forgotten",
+            ),
             SettingsError::Conflict(message) => f.write_str(message),
             SettingsError::Log(error) => error.fmt(f),
         }

@@ -34,6 +34,9 @@ use options::{ForeignOption, REFUSED_OPTIONS, SERVER_OPTIONS, SKIPPED_OPTIONS};
 /// Most request threads that may be asked for.
 pub const WORKERS_MAX: usize = 4096;
 
+/// The directory of the default store, in the configuration directory.
+const DEFAULT_STORE: &str = "data";
+
 /// Everything that the daemon can be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -73,6 +76,8 @@ pub struct Settings {
     pub queue: QueueSettings,
 }
 
+/// What the daemon does when it is told nothing, but for the store: these settings keep everything in memory, so that a
+/// program which embeds a server writes nowhere unless it says so.
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -103,8 +108,12 @@ impl Default for Settings {
 pub enum StoreLocation {
     /// `mem://`: in the memory of the process. Nothing survives a restart.
     Memory,
-    /// `disk:///absolute/path`: in a directory, on a local disk or NFS. Any number of servers may serve it together.
+    /// `disk:///absolute/path`: in a directory, on a local disk or NFS. Any number of servers may serve it together. Only the
+    /// last component is made if it is missing: a path with a typing error must not become a second, empty store.
     Disk(PathBuf),
+    /// What [`load`] takes when nobody says anything: `data` in the configuration directory, likewise on a disk. It is made
+    /// with all directories above it, for this user alone.
+    DefaultDisk(PathBuf),
 }
 
 impl StoreLocation {
@@ -226,10 +235,13 @@ pub fn load(flags: &Flags, variables: &dyn Fn(&str) -> Option<String>) -> Result
             .map(|key| Notice::UnknownKey(key.to_owned())),
     );
 
-    let settings = read_settings(&layers)?;
+    let settings = read_settings(&layers, variables)?;
     settings.check()?;
-    if layers.option("store").is_none() {
-        notices.push(Notice::StoreInMemory(settings.listen.to_string()));
+    if let StoreLocation::DefaultDisk(root) = &settings.store {
+        notices.push(Notice::DefaultStore {
+            root: root.clone(),
+            address: settings.listen.to_string(),
+        });
     }
     if settings.ha != HaMode::Concurrent {
         notices.push(Notice::HaMeansConcurrent(settings.ha));
@@ -241,7 +253,7 @@ pub fn load(flags: &Flags, variables: &dyn Fn(&str) -> Option<String>) -> Result
     })
 }
 
-fn read_settings(layers: &Layers<'_>) -> Result<Settings, SettingsError> {
+fn read_settings(layers: &Layers<'_>, variables: &dyn Fn(&str) -> Option<String>) -> Result<Settings, SettingsError> {
     let mut settings = Settings::default();
     let proto = layers.option("listen-proto");
     let address = layers.option("listen");
@@ -282,9 +294,6 @@ fn read_settings(layers: &Layers<'_>) -> Result<Settings, SettingsError> {
     };
     size("json-max", &mut settings.json_bytes_max)?;
     size("payload-spool-mem", &mut settings.payload_spool_bytes)?;
-    if let Some(given) = layers.option("store") {
-        settings.store = given.read(StoreLocation::parse)?;
-    }
     if let Some(given) = layers.option("default-namespace") {
         settings.default_namespace = given.read(parse_namespace)?;
     }
@@ -297,7 +306,19 @@ fn read_settings(layers: &Layers<'_>) -> Result<Settings, SettingsError> {
     if let Some(given) = layers.option("allow-plaintext") {
         settings.allow_plaintext = given.read(parse_bool)?;
     }
+    // Last, so that who has no home hears of a typing error first.
+    settings.store = match layers.option("store") {
+        Some(given) => given.read(StoreLocation::parse)?,
+        None => default_store(variables)?,
+    };
     Ok(settings)
+}
+
+fn default_store(variables: &dyn Fn(&str) -> Option<String>) -> Result<StoreLocation, SettingsError> {
+    // Memory would do without a directory, and forget everything without a word at the next restart.
+    let dir = config_dir(variables).ok_or(SettingsError::NoStore)?;
+    let root = std::path::absolute(dir.join(DEFAULT_STORE)).map_err(|_| SettingsError::NoStore)?;
+    Ok(StoreLocation::DefaultDisk(root))
 }
 
 fn parse_namespace(text: &str) -> Result<String, String> {

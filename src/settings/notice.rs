@@ -15,8 +15,13 @@ pub enum Notice {
     Skipped(Source),
     /// The configuration file has a key that means nothing.
     UnknownKey(String),
-    /// Nobody chose a store, so everything is in memory; the address is the one listened on.
-    StoreInMemory(String),
+    /// Nobody chose a store, so it is the default one.
+    DefaultStore {
+        /// Where that is.
+        root: PathBuf,
+        /// Where the daemon listens.
+        address: String,
+    },
     /// This mode was asked for and means `concurrent`.
     HaMeansConcurrent(HaMode),
 }
@@ -35,9 +40,9 @@ impl Notice {
             Notice::UnknownKey(key) => {
                 log::warn!(logger: log, target: SYS, key = key.as_str(); "settings.key.unknown");
             }
-            Notice::StoreInMemory(address) => log::warn!(
-                logger: log, target: SYS, store = "mem://", address = address.as_str();
-                "no store was chosen: everything is kept in memory and nothing survives a restart; plain text, no TLS"
+            Notice::DefaultStore { root, address } => log::info!(
+                logger: log, target: SYS, store:% = format_args!("disk://{}", root.display()), address = address.as_str();
+                "no store was chosen: everything is kept in the configuration directory; plain text, no TLS"
             ),
             Notice::HaMeansConcurrent(mode) => log::info!(
                 logger: log, target: SYS,

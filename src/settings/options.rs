@@ -178,7 +178,7 @@ pub const SERVER_OPTIONS: &[KnownOption] = &[
     value(
         "store",
         "URL",
-        "Where everything is kept: mem:// or disk:///absolute/path [default: mem://]",
+        "Where everything is kept: disk:///absolute/path or mem:// [default: data in $LOCKD_CONFIG_DIR, or in ~/.lockd]",
     ),
     KnownOption {
         name: "default-namespace",

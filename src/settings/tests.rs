@@ -9,13 +9,28 @@ use super::*;
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
+/// Of whoever does not say otherwise. Nothing there is touched.
+const HOME: &str = "/home/me";
+
 fn try_load(flags: Pairs<'_>, variables: Pairs<'_>) -> Result<Loaded, SettingsError> {
+    let at_home = [variables, &[("HOME", HOME)]].concat();
+    load_homeless(flags, &at_home)
+}
+
+fn load_homeless(flags: Pairs<'_>, variables: Pairs<'_>) -> Result<Loaded, SettingsError> {
     let flags = flags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let variables = |name: &str| {
         let found = variables.iter().find(|(key, _)| *key == name);
         found.map(|(_, value)| (*value).to_owned())
     };
     load(&flags, &variables)
+}
+
+fn defaults() -> Settings {
+    Settings {
+        store: StoreLocation::DefaultDisk(PathBuf::from("/home/me/.lockd/data")),
+        ..Settings::default()
+    }
 }
 
 fn settings(flags: Pairs<'_>, variables: Pairs<'_>) -> Settings {
@@ -27,13 +42,35 @@ fn refusal(flags: Pairs<'_>, variables: Pairs<'_>) -> String {
 }
 
 #[test]
-fn nothing_given_means_the_defaults_and_a_word_about_memory() {
+fn nothing_given_means_the_defaults_and_a_word_about_the_store() {
     let loaded = try_load(&[], &[]).unwrap();
-    assert_eq!(loaded.settings, Settings::default());
+    assert_eq!(loaded.settings, defaults());
     assert_eq!(loaded.settings.listen.to_string(), "127.0.0.1:9341");
     assert_eq!(loaded.settings.json_bytes_max, 104_857_600);
-    assert_eq!(loaded.notices, [Notice::StoreInMemory("127.0.0.1:9341".to_owned())]);
+    let about_the_store = Notice::DefaultStore {
+        root: PathBuf::from("/home/me/.lockd/data"),
+        address: "127.0.0.1:9341".to_owned(),
+    };
+    assert_eq!(loaded.notices, [about_the_store]);
     assert_eq!(try_load(&[("store", "mem://")], &[]).unwrap().notices, []);
+}
+
+#[test]
+fn the_default_store_is_in_the_configuration_directory() {
+    let store = |variables: Pairs<'_>| load_homeless(&[], variables).map(|loaded| loaded.settings.store);
+    let at = |path: &str| StoreLocation::DefaultDisk(PathBuf::from(path));
+    assert_eq!(
+        store(&[("LOCKD_CONFIG_DIR", "/etc/lockd")]).unwrap(),
+        at("/etc/lockd/data")
+    );
+    let both = [("LOCKD_CONFIG_DIR", "~/conf"), ("HOME", HOME)];
+    assert_eq!(store(&both).unwrap(), at("/home/me/conf/data"));
+    let here = std::env::current_dir().unwrap();
+    let relative = store(&[("LOCKD_CONFIG_DIR", "conf")]).unwrap();
+    assert_eq!(relative, StoreLocation::DefaultDisk(here.join("conf/data")));
+    let words = store(&[]).unwrap_err().to_string();
+    assert!(words.contains("--store") && words.contains("HOME"), "{words}");
+    assert_eq!(store(&[("LOCKD_STORE", "mem://")]).unwrap(), StoreLocation::Memory);
 }
 
 #[test]
@@ -42,8 +79,12 @@ fn the_help_tells_the_defaults_in_force() {
         let (_, rest) = option.help.split_once("[default: ")?;
         Some((option.name.to_owned(), rest.strip_suffix(']')?.to_owned()))
     };
-    let flags: Flags = SERVER_OPTIONS.iter().filter_map(told).collect();
+    let mut flags: Flags = SERVER_OPTIONS.iter().filter_map(told).collect();
     assert_eq!(flags.len(), 20, "{flags:?}");
+    // That of the store tells where it is; the value itself depends on who asks.
+    let store = flags.remove("store").unwrap();
+    assert!(store.starts_with("data in $LOCKD_CONFIG_DIR"), "{store}");
+    flags.insert("store".to_owned(), "mem://".to_owned());
     assert_eq!(load(&flags, &|_| None).unwrap().settings, Settings::default());
 }
 
@@ -145,7 +186,7 @@ fn zero_means_the_default_except_for_the_drain_window() {
     ];
     let expected = Settings {
         drain_grace: Duration::ZERO,
-        ..Settings::default()
+        ..defaults()
     };
     assert_eq!(settings(&zeros, &[]), expected);
 }
@@ -220,7 +261,7 @@ fn asking_for_nothing_passes() {
         ("LOCKD_DISK_RETENTION", "0"),
         ("LOCKD_LOGSTORE_COMPACTION", "false"),
     ];
-    assert_eq!(settings(&flags, &variables), Settings::default());
+    assert_eq!(settings(&flags, &variables), defaults());
 }
 
 #[test]

@@ -8,4 +8,5 @@
 mod client;
 mod daemon;
 mod process;
+mod store;
 mod verify;

@@ -36,8 +36,6 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// A daemon on memory and on a free port, unless the arguments say otherwise.
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        let dir = TempDir::new().unwrap();
-        let log = dir.path().join("daemon.log");
         let mut command = lockd(&[]);
         if !arguments.contains(&"--store") {
             command.args(["--store", "mem://"]);
@@ -45,11 +43,15 @@ impl Daemon {
         if !arguments.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
-        let child = command
-            .args(arguments)
-            .stderr(File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
+        command.args(arguments);
+        Self::start_from(command)
+    }
+
+    /// A daemon by this command.
+    pub(crate) fn start_from(mut command: Command) -> Self {
+        let dir = TempDir::new().unwrap();
+        let log = dir.path().join("daemon.log");
+        let child = command.stderr(File::create(&log).unwrap()).spawn().unwrap();
         let mut daemon = Self {
             child,
             dir,
@@ -62,6 +64,11 @@ impl Daemon {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.listening["address"].as_str().unwrap())
+    }
+
+    /// All it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path("daemon.log")).unwrap()
     }
 
     /// A file in a directory that goes away with the daemon.

@@ -173,6 +173,8 @@ pub enum OpenError {
     NotAbsolute,
     /// The directory above the root does not exist. Only the last component is made.
     ParentMissing,
+    /// What is above the root is no directory.
+    ParentNotADirectory,
     /// Something else has this name.
     NotADirectory,
     /// This process may not write there.
@@ -219,7 +221,8 @@ impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             OpenError::NotAbsolute => f.write_str("the path must be absolute"),
-            OpenError::ParentMissing => f.write_str("the directory above it does not exist"),
+            OpenError::ParentMissing => f.write_str("the directory above it does not exist; make it first"),
+            OpenError::ParentNotADirectory => f.write_str("what is above it is not a directory"),
             OpenError::NotADirectory => f.write_str("it is not a directory"),
             OpenError::NotWritable { cause } => write!(f, "it is not writable: {cause}"),
             OpenError::Foreign { name } => write!(f, "it holds no store, but something else ({name})"),

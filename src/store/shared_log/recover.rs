@@ -219,7 +219,10 @@ fn make_last_component(root: &Path) -> Result<(), OpenError> {
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::ParentMissing),
-        Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => Err(OpenError::NotWritable { cause }),
-        Err(cause) => Err(OpenError::io("making", root, cause)),
+        Err(cause) => Err(match cause.kind() {
+            io::ErrorKind::NotADirectory => OpenError::ParentNotADirectory,
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => OpenError::NotWritable { cause },
+            _ => OpenError::io("making", root, cause),
+        }),
     }
 }
