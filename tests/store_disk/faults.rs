@@ -352,3 +352,65 @@ fn roots_that_cannot_be_used_say_why() {
         eprintln!("skipped: this user may write everywhere");
     }
 }
+
+/// The n-th group panics in its leader, which is a writer or the engine's own thread, with others waiting behind it.
+#[test]
+fn a_leader_that_panics_leaves_nobody_waiting() {
+    const WRITERS: usize = 16;
+    for unlucky in [1, 2, 3, 5, 8, 13] {
+        let (_dir, root) = new_root();
+        let syncs = Arc::new(AtomicUsize::new(0));
+        let counted = syncs.clone();
+        let armed = Arc::new(AtomicBool::new(false));
+        let is_armed = armed.clone();
+        let options = Options {
+            step_hook: Some(Arc::new(move |step, _| {
+                if step == Step::AppendSync && is_armed.load(Ordering::SeqCst) {
+                    // Long enough for the others to queue up.
+                    thread::sleep(Duration::from_millis(5));
+                    assert!(
+                        counted.fetch_add(1, Ordering::SeqCst) + 1 != unlucky,
+                        "unlucky on purpose"
+                    );
+                }
+                Ok(())
+            })),
+            ..Options::default()
+        };
+        let store = open_with(&root, options);
+        armed.store(true, Ordering::SeqCst);
+        let acknowledged = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                let (store, acknowledged) = (&store, &acknowledged);
+                scope.spawn(move || {
+                    let write = |n: usize| {
+                        let name = format!("{writer}/{n}");
+                        store.write(batch_of(vec![write_of(&name, Precondition::Absent, b"1")]))
+                    };
+                    // A writer that leads panics itself; for the others it is an error.
+                    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                        (0..).find_map(|n| match write(n) {
+                            Ok(Written::Done(_)) => {
+                                acknowledged.fetch_add(1, Ordering::SeqCst);
+                                None
+                            }
+                            other => Some(other),
+                        })
+                    }));
+                    if let Ok(answer) = outcome {
+                        let refused = matches!(
+                            answer,
+                            Some(Err(StoreError::Unknown { .. } | StoreError::Unavailable { .. }))
+                        );
+                        assert!(refused, "{answer:?}");
+                    }
+                });
+            }
+        });
+        assert!(!store.healthy());
+        drop(store);
+        let found = contents(&open(&root)).len();
+        assert!(acknowledged.load(Ordering::SeqCst) <= found);
+    }
+}

@@ -11,6 +11,11 @@
 //! 6. applies it to the index;
 //! 7. gives the lock back, hands on the lead, and answers.
 //!
+//! The lead goes to the next writer in the queue. When many wait, it goes to a thread of the engine's own instead, which
+//! keeps it as long as somebody waits: it runs already when a group is done, while the next writer would have to be woken
+//! first, among all those that were just answered. It also wakes only one of those before it goes on; that one wakes the
+//! rest while the next group is on its way to the disk.
+//!
 //! # What each failure leaves
 //!
 //! - Before 4: nothing. The whole group is answered with the error, certainly not done.
@@ -50,6 +55,8 @@ const GROUP_BATCHES_MAX: usize = 1024;
 const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A batch of this size might not fit into a frame together with a group.
 const BATCH_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - GROUP_BYTES_MAX;
+/// With fewer waiting, the next one leads itself, which saves waking somebody who then wakes it.
+const HAND_OVER_MIN: usize = 4;
 /// Longest name that the format holds; contract and keys allow 512 bytes.
 const NAME_BYTES_MAX: usize = u16::MAX as usize;
 
@@ -58,6 +65,20 @@ pub(super) struct Queue {
     pub(super) pending: VecDeque<Arc<Request>>,
     /// Somebody leads. While nobody does, nobody waits.
     pub(super) led: bool,
+    /// The lead is the engine's own thread's to take.
+    handed_over: bool,
+    closed: bool,
+}
+
+impl Queue {
+    pub(super) fn new() -> Self {
+        Self {
+            pending: VecDeque::new(),
+            led: false,
+            handed_over: false,
+            closed: false,
+        }
+    }
 }
 
 /// What is to be written.
@@ -79,8 +100,15 @@ pub(super) struct Request {
 enum State {
     Waiting,
     Lead,
-    Answered(Result<Written, StoreError>),
+    Answered {
+        answer: Result<Written, StoreError>,
+        /// Others of the group, whom this one tells their answers first.
+        others: Answers,
+    },
 }
+
+/// What a group is told, one by one.
+type Answers = Vec<(Arc<Request>, Result<Written, StoreError>)>;
 
 impl Core {
     /// Writes one order in a group with others.
@@ -106,30 +134,91 @@ impl Core {
 
     /// Commits one group and hands on the lead. The caller's own request is at the head of the queue.
     fn lead(&self) {
-        let group = self.take_group();
-        let lead = Lead { core: self, group };
-        let answers = match self.commit_group(&lead.group) {
-            Ok(answers) => answers.into_iter().map(Ok).collect(),
-            Err(error) => vec![Err(error); lead.group.len()],
+        let group = take_group(&mut self.queue.lock());
+        let lead = Lead {
+            core: self,
+            group,
+            hands_on: true,
         };
-        lead.finish(answers);
+        let answers = self.answers_of(&lead.group);
+        // Hand on first: the next group can go to the disk while this one is answered.
+        lead.end();
+        answers
+            .into_iter()
+            .for_each(|(request, answer)| request.set_answer(answer));
     }
 
-    fn take_group(&self) -> Vec<Arc<Request>> {
-        let mut queue = self.queue.lock();
-        let mut group: Vec<Arc<Request>> = Vec::new();
-        let mut bytes = 0;
-        while group.len() < GROUP_BATCHES_MAX
-            && let Some(next) = queue.pending.front()
-            && (group.is_empty() || bytes + next.bytes <= GROUP_BYTES_MAX)
-            && (group.is_empty() || !(next.goes_alone() || group.iter().any(|request| request.goes_alone())))
-        {
-            bytes += next.bytes;
-            group.extend(queue.pending.pop_front());
+    fn answers_of(&self, group: &[Arc<Request>]) -> Answers {
+        match self.commit_group(group) {
+            Ok(answers) => group.iter().cloned().zip(answers.into_iter().map(Ok)).collect(),
+            Err(error) => group
+                .iter()
+                .map(|request| (request.clone(), Err(error.clone())))
+                .collect(),
         }
-        group
     }
 
+    /// The engine's own thread: leads whenever the lead is handed over to it, until nobody waits.
+    pub(super) fn lead_for_many(&self) {
+        loop {
+            {
+                let mut queue = self.queue.lock();
+                while !queue.handed_over && !queue.closed {
+                    self.handed_over.wait(&mut queue);
+                }
+                if !queue.handed_over {
+                    return;
+                }
+                queue.handed_over = false;
+            }
+            loop {
+                let group = {
+                    let mut queue = self.queue.lock();
+                    queue.led = !queue.pending.is_empty();
+                    take_group(&mut queue)
+                };
+                if group.is_empty() {
+                    break;
+                }
+                let lead = Lead {
+                    core: self,
+                    group,
+                    hands_on: false,
+                };
+                let mut answers = self.answers_of(&lead.group);
+                lead.end();
+                if let Some((first, answer)) = answers.pop() {
+                    first.set(State::Answered {
+                        answer,
+                        others: answers,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Ends the engine's own thread once nobody waits.
+    pub(super) fn close_queue(&self) {
+        self.queue.lock().closed = true;
+        self.handed_over.notify_all();
+    }
+}
+
+fn take_group(queue: &mut Queue) -> Vec<Arc<Request>> {
+    let mut group: Vec<Arc<Request>> = Vec::new();
+    let mut bytes = 0;
+    while group.len() < GROUP_BATCHES_MAX
+        && let Some(next) = queue.pending.front()
+        && (group.is_empty() || bytes + next.bytes <= GROUP_BYTES_MAX)
+        && (group.is_empty() || !(next.goes_alone() || group.iter().any(|request| request.goes_alone())))
+    {
+        bytes += next.bytes;
+        group.extend(queue.pending.pop_front());
+    }
+    group
+}
+
+impl Core {
     fn commit_group(&self, group: &[Arc<Request>]) -> Result<Vec<Written>, StoreError> {
         let mut heard = self.new_heard();
         let result = self.with_lock(Mode::Exclusive, || self.commit_locked(group, &mut heard));
@@ -251,16 +340,14 @@ impl Core {
 struct Lead<'a> {
     core: &'a Core,
     group: Vec<Arc<Request>>,
+    /// Somebody else leads next.
+    hands_on: bool,
 }
 
 impl Lead<'_> {
-    fn finish(mut self, answers: Vec<Result<Written, StoreError>>) {
-        let group = mem::take(&mut self.group);
-        // Hand on first: the next group can go to the disk while this one is answered.
-        drop(self);
-        for (request, answer) in group.iter().zip(answers) {
-            request.set(State::Answered(answer));
-        }
+    /// The group is committed and will be told.
+    fn end(mut self) {
+        self.group.clear();
     }
 }
 
@@ -270,20 +357,34 @@ impl Drop for Lead<'_> {
             let error = StoreError::Unavailable {
                 detail: "a writer has panicked".to_owned(),
             };
-            self.core.latch(error);
+            self.core.latch(error.clone());
             for request in &self.group {
-                request.set(State::Answered(Err(StoreError::Unknown {
+                request.set_answer(Err(StoreError::Unknown {
                     detail: "the writer of the group has panicked".to_owned(),
-                })));
+                }));
             }
-        }
-        let next = {
+            // The thread that leads for many may be the one that is gone, so nobody is left to wait for.
             let mut queue = self.core.queue.lock();
-            let next = queue.pending.front().cloned();
-            queue.led = next.is_some();
-            next
-        };
-        if let Some(next) = next {
+            queue.led = false;
+            let waiting: Vec<Arc<Request>> = queue.pending.drain(..).collect();
+            drop(queue);
+            waiting
+                .iter()
+                .for_each(|request| request.set_answer(Err(error.clone())));
+            return;
+        }
+        if !self.hands_on {
+            return;
+        }
+        let mut queue = self.core.queue.lock();
+        queue.led = !queue.pending.is_empty();
+        // After a panic the thread may be gone.
+        if HAND_OVER_MIN <= queue.pending.len() && self.core.check_latch().is_ok() {
+            queue.handed_over = true;
+            drop(queue);
+            self.core.handed_over.notify_one();
+        } else if let Some(next) = queue.pending.front().cloned() {
+            drop(queue);
             next.set(State::Lead);
         }
     }
@@ -306,12 +407,25 @@ impl Request {
 
     fn set(&self, new: State) {
         *self.state.lock() = new;
-        self.changed.notify_all();
+        self.changed.notify_one();
+    }
+
+    fn set_answer(&self, answer: Result<Written, StoreError>) {
+        self.set(State::Answered {
+            answer,
+            others: Vec::new(),
+        });
     }
 
     fn answer(&self) -> Result<Written, StoreError> {
-        match mem::replace(&mut *self.state.lock(), State::Waiting) {
-            State::Answered(answer) => answer,
+        let answered = mem::replace(&mut *self.state.lock(), State::Waiting);
+        match answered {
+            State::Answered { answer, others } => {
+                others
+                    .into_iter()
+                    .for_each(|(request, answer)| request.set_answer(answer));
+                answer
+            }
             // A leader is always part of the group it commits.
             State::Waiting | State::Lead => Err(StoreError::Unknown {
                 detail: "a write was left without an answer".to_owned(),

@@ -7,8 +7,12 @@
 //! 3. `index`: readers for a moment, a writer for the moment of applying one frame.
 //!
 //! `queue` and `listeners` stand apart: nothing else is taken while they are held.
+//!
+//! # Threads
+//!
+//! `lockd-log` keeps the log small, see [`keeper`](super::keeper); `lockd-commit` leads groups while many wait, see
+//! [`commit`](super::commit). Both sleep as long as there is nothing to do.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam_channel::Sender;
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::commit::Queue;
 use super::follow::{Heard, Tail};
@@ -43,6 +47,8 @@ pub(super) struct Core {
     pub(super) tail: Mutex<Tail>,
     pub(super) index: RwLock<Index>,
     pub(super) queue: Mutex<Queue>,
+    /// The lead is there for the engine's own thread to take.
+    pub(super) handed_over: Condvar,
     pub(super) listeners: Mutex<Vec<(u64, ChangeListener)>>,
     pub(super) handles: AtomicU64,
     pub(super) counting: Counting,
@@ -83,10 +89,8 @@ impl Core {
             lock: Mutex::new(parts.lock),
             tail: Mutex::new(parts.tail),
             index: RwLock::new(parts.index),
-            queue: Mutex::new(Queue {
-                pending: VecDeque::new(),
-                led: false,
-            }),
+            queue: Mutex::new(Queue::new()),
+            handed_over: Condvar::new(),
             listeners: Mutex::new(Vec::new()),
             handles: AtomicU64::new(0),
             counting: parts.counting,

@@ -455,6 +455,7 @@ struct Engine {
     core: Arc<Core>,
     watcher: Option<notify::RecommendedWatcher>,
     keeper: Option<JoinHandle<()>>,
+    leader: Option<JoinHandle<()>>,
 }
 
 impl Engine {
@@ -503,11 +504,18 @@ impl Engine {
         let kept = core.clone();
         let keeper = threads::spawn("lockd-log", move || keeper::run(&kept, &told))
             .map_err(|cause| OpenError::io("starting the thread of", root, cause))?;
-        Ok(Self {
+        let led = core.clone();
+        let leader = threads::spawn("lockd-commit", move || led.lead_for_many())
+            .map_err(|cause| OpenError::io("starting the second thread of", root, cause));
+        let mut engine = Self {
             core,
             watcher,
             keeper: Some(keeper),
-        })
+            leader: None,
+        };
+        // If it could not be started, the other one ends with the engine.
+        engine.leader = Some(leader?);
+        Ok(engine)
     }
 }
 
@@ -515,10 +523,10 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.watcher = None;
         let _ = self.core.tasks.send(Task::Stop);
-        if let Some(keeper) = self.keeper.take() {
-            // A keeper that has panicked has nothing left to tidy up.
-            let _ = keeper.join();
-        }
+        // A keeper that has panicked has nothing left to tidy up. It writes, so it ends before who leads.
+        self.keeper.take().map(JoinHandle::join);
+        self.core.close_queue();
+        self.leader.take().map(JoinHandle::join);
     }
 }
 
