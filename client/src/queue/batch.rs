@@ -10,6 +10,7 @@ use super::message::{Message, Origin};
 use super::required_queue;
 use crate::acquire::{Wait, default_owner, seconds_up};
 use crate::call::CallOptions;
+use crate::cancel::CancelToken;
 use crate::client::Client;
 use crate::error::Error;
 use crate::logging::event;
@@ -274,7 +275,8 @@ impl Client {
             endpoint: Arc::clone(endpoint),
             close_delay: request.close_delay,
             call: CallOptions::new(),
-            token: crate::cancel::CancelToken::new(),
+            token: CancelToken::new(),
+            heir: None,
         }
     }
 

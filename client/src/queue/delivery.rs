@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use super::multipart::{self, Parts, PartsError};
 use crate::call::CallOptions;
+use crate::cancel::Abort;
 use crate::error::Error;
 use crate::state::interrupted;
 use crate::walk::Answer;
@@ -115,6 +116,12 @@ impl Deliveries {
         self.bad("the description of a message is too large".to_owned())
     }
 
+    /// Closes the connection; from here on the stream is broken off.
+    pub(super) fn end(&mut self) {
+        self.number += 1;
+        self.parts = Parts::new(Box::new(io::empty()), "");
+    }
+
     fn failed(&self, error: PartsError) -> Error {
         match error {
             PartsError::Io(error) => interrupted(&self.call, &self.endpoint, error),
@@ -152,6 +159,19 @@ pub(super) fn payload_of(deliveries: &SharedDeliveries, received: &Received) -> 
             number: guard.number,
             deliveries: Arc::clone(deliveries),
         }),
+    }
+}
+
+/// Ends the stream when the subscription is cancelled while its handler is at work, so that the server delivers nothing more
+/// into it.
+pub(super) struct EndWhenCancelled(pub(super) SharedDeliveries);
+
+impl Abort for EndWhenCancelled {
+    fn abort(&self) {
+        // Whoever holds the lock reads, and is cut off by the same token.
+        if let Some(mut deliveries) = self.0.try_lock() {
+            deliveries.end();
+        }
     }
 }
 

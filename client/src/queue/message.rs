@@ -39,7 +39,24 @@ pub struct Message {
     state: Option<MessageState>,
     endpoint: Arc<str>,
     extender: Mutex<Option<Extender>>,
+    heir: Option<Heir>,
     armed: bool,
+}
+
+/// Who gives a message back that its handler has dropped unsettled: the subscription, once it knows how the handler ended.
+/// A stream that is to be closed must be closed before; else the server delivers the message into it again.
+pub(super) type Heir = Arc<Mutex<Inheritance>>;
+
+/// What became of a message in the hands of a handler.
+#[derive(Debug, Default)]
+pub(super) enum Inheritance {
+    /// The handler is at work.
+    #[default]
+    Open,
+    /// It has dropped the message.
+    Dropped(MessageHandle),
+    /// The handler has ended; the message, if it lives on elsewhere, is on its own.
+    Over,
 }
 
 /// A handle to a delivery.
@@ -111,6 +128,7 @@ pub(super) struct Origin {
     /// Options of the calls about the message.
     pub(super) call: CallOptions,
     pub(super) token: CancelToken,
+    pub(super) heir: Option<Heir>,
 }
 
 /// Names a message that was dequeued elsewhere.
@@ -231,6 +249,7 @@ impl Message {
             state,
             endpoint: origin.endpoint,
             extender: Mutex::new(None),
+            heir: origin.heir,
             armed: true,
         }
     }
@@ -344,10 +363,18 @@ impl Deref for Message {
 
 impl Drop for Message {
     fn drop(&mut self) {
-        // The error has been logged as an event; there is nobody here to hand it to, and nobody to try again.
-        if self.armed && self.let_go().is_err() {
-            self.handle.shared.forget();
+        if !self.armed {
+            return;
         }
+        if let Some(heir) = self.heir.take() {
+            let mut inheritance = heir.lock();
+            if let Inheritance::Open = *inheritance {
+                *inheritance = Inheritance::Dropped(self.handle.clone());
+                return;
+            }
+        }
+        drop(self.extender.get_mut().take());
+        self.handle.close_or_forget();
     }
 }
 

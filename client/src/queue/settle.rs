@@ -97,6 +97,13 @@ impl MessageHandle {
         }
     }
 
+    /// Closes where nobody can be told of an error. It has been logged as an event, and nobody tries again.
+    pub(super) fn close_or_forget(&self) {
+        if self.close().is_err() {
+            self.shared.forget();
+        }
+    }
+
     fn give_back(&self, call: &CallOptions, delay: Duration, how: Return) -> Result<(), Error> {
         let shared = &self.shared;
         let mut settled = shared.open()?;

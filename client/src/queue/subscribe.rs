@@ -7,9 +7,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::batch::Dequeue;
-use super::delivery::{Deliveries, payload_of};
+use super::delivery::{Deliveries, EndWhenCancelled, payload_of};
 use super::extender::Extender;
-use super::message::{Message, Origin};
+use super::message::{Heir, Inheritance, Message, Origin};
 use crate::call::CallOptions;
 use crate::cancel::CancelToken;
 use crate::client::Client;
@@ -102,15 +102,31 @@ impl Client {
             if let Some(deadline) = call.deadline_at() {
                 options = options.deadline(deadline);
             }
+            let heir = Heir::default();
             let origin = Origin {
                 endpoint: Arc::clone(&endpoint),
                 close_delay: request.close_after(),
                 call: options,
                 token,
+                heir: Some(Arc::clone(&heir)),
             };
             delivered += 1;
+            // A payload that is still on its way needs the connection.
+            let ending = (!content.is_stream()).then(|| Arc::new(EndWhenCancelled(Arc::clone(&deliveries))));
+            let watch = ending.as_ref().zip(call.token()).and_then(|(ending, token)| {
+                let weak = Arc::downgrade(ending);
+                token.watch(weak)
+            });
             let message = Message::received(self, received.delivery, content, origin);
-            handle(&extender, message, handler).map_err(Ended::Handler)?;
+            let outcome = handle(&extender, message, handler);
+            drop(watch);
+            if outcome.is_err() {
+                deliveries.lock().end();
+            }
+            if let Inheritance::Dropped(message) = std::mem::replace(&mut *heir.lock(), Inheritance::Over) {
+                message.close_or_forget();
+            }
+            outcome.map_err(Ended::Handler)?;
         }
         let mut all = who.to_vec();
         all.extend(fields!(endpoint = &*endpoint, delivered = delivered));

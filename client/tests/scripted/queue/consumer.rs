@@ -272,6 +272,8 @@ fn a_stop_lets_handlers_finish() {
     let running = client.start_consumers([consumer]).unwrap();
     working.wait();
     running.stop();
+    // Before the ack makes the server send the next one.
+    eventually("the stream is closed", || server.ended() == 1);
     gate.open();
     running.wait().unwrap();
     assert_eq!(server.seen_at("/v1/queue/ack").len(), 1);

@@ -237,6 +237,59 @@ fn a_handler_that_fails_ends_the_subscription() {
     assert_eq!(server.seen_at("/v1/queue/ack").len(), 1);
 }
 
+/// A message whose handler failed once went straight back into the stream that was about to be closed, and nobody else got it
+/// before its visibility timeout: the stream is closed before the message is given back.
+#[test]
+fn the_stream_is_closed_before_a_failed_message_is_given_back() {
+    for panics in [false, true] {
+        let closed = Gate::default();
+        let server = Server::start(move |seen| {
+            let closed = closed.clone();
+            match seen.path.as_str() {
+                "/v1/queue/subscribe" => Reply::live(move |stream| {
+                    stream_head(stream, CONTENT_TYPE);
+                    push(stream, true, meta(1), b"hello");
+                    until_gone(stream);
+                    closed.open();
+                }),
+                "/v1/queue/nack" => {
+                    closed.wait();
+                    agreeable(seen)
+                }
+                _ => agreeable(seen),
+            }
+        });
+        let client = client_of(&[&server]).build().unwrap();
+        client
+            .subscribe("invoices", |_| match panics {
+                true => panic!("on fire"),
+                false => Err("no paper".into()),
+            })
+            .unwrap_err();
+        assert_eq!(server.seen_at("/v1/queue/nack").len(), 1);
+    }
+}
+
+#[test]
+fn a_message_that_its_handler_has_put_aside_is_on_its_own() {
+    let server = Server::start(two_messages);
+    let client = client_of(&[&server]).build().unwrap();
+    let mut aside = Vec::new();
+    client
+        .subscribe("invoices", |message| {
+            aside.push(message);
+            match aside.len() {
+                1 => Ok(()),
+                _ => Err("later".into()),
+            }
+        })
+        .unwrap_err();
+    assert!(server.seen_at("/v1/queue/nack").is_empty());
+    aside.remove(0).ack().unwrap();
+    drop(aside);
+    assert_eq!(server.one_at("/v1/queue/nack").json()["message_id"], "msg-2");
+}
+
 /// CL-40: while a handler works, its message is prolonged at half the visibility timeout, with the newest entity tag.
 #[test]
 fn a_slow_handler_keeps_its_message() {
