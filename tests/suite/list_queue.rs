@@ -58,3 +58,13 @@ suite!(queue_finish:
     the_lease_of_a_state_is_prolonged_with_its_message,
     a_message_whose_state_is_held_by_hand_is_skipped,
 );
+
+suite!(queue_client:
+    messages_make_their_round_through_the_client,
+    large_payloads_stream_through_the_client,
+    the_state_of_a_message_survives_what_gives_it_back,
+    every_consumer_gets_its_share,
+    a_slow_handler_keeps_its_message_from_others,
+    what_a_handler_does_not_settle_comes_again,
+    consumers_move_on_when_their_server_stops,
+);

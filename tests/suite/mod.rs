@@ -28,6 +28,7 @@ pub mod locks;
 pub mod multi;
 pub mod names;
 pub mod queue;
+pub mod queue_client;
 pub mod queue_finish;
 pub mod queue_streams;
 pub mod wire;
