@@ -50,7 +50,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Use a server: leases and states
+    /// Use a server: leases, states and queues
     #[command(subcommand)]
     Client(ClientCommand),
     /// Read and change the configuration of a namespace

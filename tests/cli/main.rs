@@ -8,5 +8,6 @@
 mod client;
 mod daemon;
 mod process;
+mod queue;
 mod store;
 mod verify;

@@ -1,4 +1,4 @@
-//! `lockd client …`: leases and states from the shell.
+//! `lockd client …`: leases, states and queues from the shell.
 //!
 //! `eval "$(lockd client acquire -k orders)"` leaves lease, key, token and the rest in the environment, where the commands
 //! that follow find them. Results go to standard output, everything about them to standard error.
@@ -16,6 +16,7 @@ mod amounts;
 mod document;
 mod lease;
 pub(crate) mod print;
+mod queue;
 pub(crate) mod session;
 mod state;
 
@@ -33,6 +34,9 @@ pub(crate) enum ClientCommand {
     Remove(state::RemoveArguments),
     Metadata(state::MetadataArguments),
     Describe(state::DescribeArguments),
+    /// Put messages into queues and take them out
+    #[command(subcommand, visible_alias = "q")]
+    Queue(queue::QueueCommand),
 }
 
 impl ClientCommand {
@@ -46,6 +50,7 @@ impl ClientCommand {
             ClientCommand::Remove(arguments) => arguments.run(context),
             ClientCommand::Metadata(arguments) => arguments.run(context),
             ClientCommand::Describe(arguments) => arguments.run(context),
+            ClientCommand::Queue(command) => command.run(context),
         }
     }
 }

@@ -238,7 +238,8 @@ pub(crate) fn correlation_id(variables: Variables<'_>) -> String {
     given.unwrap_or_else(|| IdMaker::new(SystemClock::shared()).uuid())
 }
 
-fn given(flag: Option<&str>, variable: &str, variables: Variables<'_>) -> Option<String> {
+/// What a flag says, or else the environment, trimmed; nothing when both are blank.
+pub(crate) fn given(flag: Option<&str>, variable: &str, variables: Variables<'_>) -> Option<String> {
     let filled = |text: &String| !text.is_empty();
     let flag = flag.map(|text| text.trim().to_owned()).filter(filled);
     flag.or_else(|| variables(variable).map(|text| text.trim().to_owned()).filter(filled))
