@@ -31,6 +31,14 @@ impl Xid {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// When it was made, in seconds of Unix time, if it was made as such ids should be.
+    pub fn made_at_unix(&self) -> i64 {
+        // The first 32 of 96 bits are the time: six characters of five bits, and the upper two bits of the seventh.
+        let value = |byte: u8| i64::from(if byte <= b'9' { byte - b'0' } else { byte - b'a' + 10 });
+        let head = self.0.bytes().take(7).fold(0, |bits, byte| bits << 5 | value(byte));
+        head >> 3
+    }
 }
 
 impl fmt::Display for Xid {
@@ -149,6 +157,12 @@ mod tests {
             assert_eq!(Xid::parse(id.as_str()), Some(id.clone()));
             assert!(seen.insert(id));
         }
+    }
+
+    #[test]
+    fn an_xid_tells_when_it_was_made() {
+        let clock = ManualClock::at_wall_ms(1_767_261_645_999);
+        assert_eq!(IdMaker::new(clock).xid().made_at_unix(), 1_767_261_645);
     }
 
     #[test]

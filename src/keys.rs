@@ -3,6 +3,8 @@
 //! ```text
 //! k/<namespace>/<key>   the record of a key
 //! t/<txn id>            the record of a transaction
+//! t/<page>              the same where batches change one record: several transactions share a page
+//! p/<txn id>            where the one lease of a transaction lives that acquire made up an id for
 //! r/<namespace>         what is kept of the namespace's keys that were deleted for their age
 //! n/<namespace>         the configuration of a namespace
 //! m/<namespace>/<queue>/<message id>   the record of a message
@@ -273,6 +275,40 @@ pub const TXN_PREFIX: &str = "t/";
 /// Where the record of a transaction lives.
 pub fn txn_record(txn_id: &Xid) -> RecordKey {
     RecordKey::new([TXN_PREFIX, txn_id.as_str()].concat())
+}
+
+/// How many pages [`txn_page`] tells apart.
+const TXN_PAGES: u64 = 1024;
+
+/// The page that a transaction is written on where several share one. Pages are few and stay, so that a name which a
+/// client may use again is never deleted.
+pub fn txn_page(txn_id: &Xid) -> RecordKey {
+    // FNV-1a: the same for ever, on every machine.
+    let hash = txn_id.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    RecordKey::new(format!("{TXN_PREFIX}{:03x}", hash % TXN_PAGES))
+}
+
+/// What the names of all pointers begin with.
+pub const POINTER_PREFIX: &str = "p/";
+
+/// Where it is written down which lease acquire made up a transaction id for.
+pub fn txn_pointer(txn_id: &Xid) -> RecordKey {
+    RecordKey::new([POINTER_PREFIX, txn_id.as_str()].concat())
+}
+
+/// True for names that are written once and, when they have been deleted, never again: an engine may then remove what is
+/// left of them without asking who else might be at it. Messages and dead messages, the states that belong to messages,
+/// and pointers.
+pub fn is_used_once(record_key: &RecordKey) -> bool {
+    let is_state_of_message =
+        || key_of(record_key).is_some_and(|(namespace, key)| message_of_state(&namespace, &key).is_some());
+    let name = record_key.as_str();
+    ["m/", DEAD_PREFIX, POINTER_PREFIX]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+        || is_state_of_message()
 }
 
 /// What the names of all records of a queue's messages begin with.

@@ -203,7 +203,7 @@ impl Server {
             Arc::clone(&clock),
             Arc::new(dispatcher.clone()),
             Arc::new(dispatcher.clone()),
-        )?);
+        ));
         let sweeper = Sweeper::start(
             Arc::clone(&table),
             Arc::clone(&clock),

@@ -12,14 +12,21 @@ use std::sync::Arc;
 
 use lockd::store::Store;
 use lockd::store::memory::MemoryStore;
+use lockd::store::single::SingleRecordStore;
 
 mod suite;
 
 use suite::fixture::{Backend, Place};
 
-struct Memory;
+struct Memory {
+    /// Behave like a bucket: no atomic batches and no feed.
+    in_steps: bool,
+}
 
-struct MemoryPlace(MemoryStore);
+struct MemoryPlace {
+    memory: MemoryStore,
+    in_steps: bool,
+}
 
 impl Backend for Memory {
     fn name(&self) -> &'static str {
@@ -27,17 +34,24 @@ impl Backend for Memory {
     }
 
     fn open(&self) -> Box<dyn Place> {
-        Box::new(MemoryPlace(MemoryStore::new()))
+        Box::new(MemoryPlace {
+            memory: MemoryStore::new(),
+            in_steps: self.in_steps,
+        })
     }
 }
 
 impl Place for MemoryPlace {
     fn store(&self) -> Arc<dyn Store> {
-        Arc::new(self.0.handle())
+        let handle = Arc::new(self.memory.handle());
+        if self.in_steps {
+            return Arc::new(SingleRecordStore::new(handle));
+        }
+        handle
     }
 
     fn count_bodies(&self) -> Option<usize> {
-        Some(self.0.counts().bodies)
+        Some(self.memory.counts().bodies)
     }
 
     fn url(&self) -> String {
@@ -49,11 +63,21 @@ impl Place for MemoryPlace {
 macro_rules! suite {
     ($module:ident: $($claim:ident),* $(,)?) => {
         mod $module {
-            $(#[test] fn $claim() { super::suite::$module::$claim(&super::Memory); })*
+            $(#[test] fn $claim() { crate::suite::$module::$claim(&super::BACKEND); })*
         }
     };
 }
 
+const BACKEND: Memory = Memory { in_steps: false };
+
 // The list of all claims is one for all backends.
 include!("suite/list.rs");
 include!("suite/list_queue.rs");
+
+/// Once more in the way of a bucket.
+mod in_steps {
+    const BACKEND: crate::Memory = crate::Memory { in_steps: true };
+
+    include!("suite/list.rs");
+    include!("suite/list_queue.rs");
+}

@@ -165,7 +165,7 @@ impl Server {
         }
         let store = Arc::new(FaultStore::new(store, plan, Arc::new(|_| ())));
         let ready = Arc::new(Ready::default());
-        let table = KeyTable::new(store, Arc::clone(clock), Arc::new(NoKeys), ready.clone()).unwrap();
+        let table = KeyTable::new(store, Arc::clone(clock), Arc::new(NoKeys), ready.clone());
         let ids = Arc::new(IdMaker::new(Arc::clone(clock)));
         Self {
             queues: Queues::new(Arc::new(table), ids, 64 * 1024),

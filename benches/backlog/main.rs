@@ -158,7 +158,7 @@ impl Backlog {
             None => Arc::new(MemoryStore::new()),
             Some(root) => Arc::new(SharedLogStore::open(&new_root(root, name)?, Options::default())?),
         };
-        let table = KeyTable::new(store, Arc::clone(clock), Arc::new(NobodyWaits), Arc::new(Unheard))?;
+        let table = KeyTable::new(store, Arc::clone(clock), Arc::new(NobodyWaits), Arc::new(Unheard));
         let ids = Arc::new(IdMaker::new(Arc::clone(clock)));
         Ok(Self {
             queues: Queues::new(Arc::new(table), ids, 64 * 1024),

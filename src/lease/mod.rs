@@ -1,19 +1,19 @@
 //! Leases over a store: acquire, keepalive, release.
 //!
-//! The rules are in [`rules`], the reading and writing in [`table`]; this file puts them together. It knows nothing of
+//! The rules are in [`rules`], the reading and writing in [`table`] and [`view`]; this file puts them together. It knows nothing of
 //! HTTP and does not wait: an acquire that meets a held key is refused with the time until which it is held, and whoever
 //! wants to wait parks the request with the dispatcher and tries again.
 
 pub mod rules;
 pub mod table;
+pub mod view;
 
 use std::sync::Arc;
 
 use crate::error::Error;
 use crate::ids::{IdMaker, Xid};
-use crate::keys::TXN_PREFIX;
-use crate::record::KeyRecord;
-use crate::txn::rules::{Decision, Leased, is_member_alive, leave};
+use crate::record::{Decision, KeyRecord};
+use crate::txn::rules::{Leased, is_member_alive, leave};
 use crate::txn::settle;
 use rules::{Credentials, Grant, Reason, ReleaseCase, clamp_ttl};
 use table::{KeyName, KeyTable, Step, View};
@@ -112,31 +112,21 @@ impl Leases {
     }
 
     /// How many leases live, on whichever server they were granted; stops counting at `limit`. Every living lease has a
-    /// transaction record, so this looks at what is held and not at every key there is.
+    /// transaction record or a pointer, so this looks at what is held and not at every key there is.
     pub fn count_living(&self, limit: usize) -> Result<usize, Error> {
-        const PAGE: usize = 256;
-        let store = self.table.store();
-        let (mut living, mut after) = (0, None);
-        loop {
-            let page = store.list(TXN_PREFIX, after.as_ref(), PAGE)?;
-            for listed in &page {
-                for member in self.table.members(&listed.key)? {
-                    // Messages come back by themselves, whoever holds them.
-                    let Some(name) = KeyName::of(&member.subject) else {
-                        continue;
-                    };
-                    let key = self.table.read(&name)?.map(Leased::Key);
-                    living += usize::from(is_member_alive(&member, key.as_ref(), self.table.now()));
-                    if limit <= living {
-                        return Ok(living);
-                    }
-                }
+        let mut living = 0;
+        self.table.committer().book().for_each(|noted| {
+            for member in &noted.record.participants {
+                // Messages come back by themselves, whoever holds them.
+                let Some(name) = KeyName::of(&member.subject) else {
+                    continue;
+                };
+                let key = self.table.read(&name)?.map(Leased::Key);
+                living += usize::from(is_member_alive(member, key.as_ref(), self.table.now()));
             }
-            match page.last() {
-                Some(last) if page.len() == PAGE => after = Some(last.key.clone()),
-                _ => return Ok(living),
-            }
-        }
+            Ok(living < limit)
+        })?;
+        Ok(living.min(limit))
     }
 
     /// Takes back a grant whose answer could not be delivered.
@@ -192,8 +182,7 @@ fn end_lease(view: &mut View<'_>, name: &KeyName, rollback: bool) -> Result<Step
     if !settled.has_ended(&name.subject()) {
         // A rollback may be asked for by a member that has staged nothing; its own lease ends with it.
         view.put_decided(name, &rules::cleared(&record, now));
-        let (txn, etag) = view.txn(&lease.txn_id)?;
-        view.put_txn(&lease.txn_id, &leave(&txn, &lease.id), etag);
+        view.edit_txn(&lease.txn_id, |txn| leave(txn, &lease.id))?;
     }
     if settled.conflict {
         return Ok(Step::WriteAll(Err(Error::Refused(rules::refused(

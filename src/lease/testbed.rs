@@ -18,8 +18,9 @@ use crate::queue::Unheard;
 use crate::record::{Attributes, KeyRecord};
 use crate::state::{Announced, OutgoingBytes, StateLimits, States};
 use crate::store::Store;
-use crate::store::fault::{FaultPlan, FaultStore};
+use crate::store::fault::{Fault, FaultPlan, FaultStore, Operation};
 use crate::store::memory::MemoryStore;
+use crate::store::single::SingleRecordStore;
 
 /// A state above this many bytes is streamed into the store while it arrives.
 pub(crate) const SPOOL_BYTES: usize = 8 * 1024;
@@ -67,12 +68,34 @@ impl Testbed {
         Self::over(MemoryStore::new(), ManualClock::at_wall_ms(1_767_261_600_000))
     }
 
+    /// The same over a store that takes one record a batch.
+    pub(crate) fn in_steps() -> Self {
+        let clock = ManualClock::at_wall_ms(1_767_261_600_000);
+        Self::over_store(MemoryStore::new(), clock, |store| {
+            Arc::new(SingleRecordStore::new(store))
+        })
+    }
+
     /// Another server over the same store, with the same clock.
     pub(crate) fn another(&self) -> Self {
-        Self::over(self.memory.handle(), Arc::clone(&self.clock))
+        let clock = Arc::clone(&self.clock);
+        if self.table.committer().in_steps() {
+            return Self::over_store(self.memory.handle(), clock, |store| {
+                Arc::new(SingleRecordStore::new(store))
+            });
+        }
+        Self::over(self.memory.handle(), clock)
     }
 
     fn over(memory: MemoryStore, clock: Arc<ManualClock>) -> Self {
+        Self::over_store(memory, clock, |store| store)
+    }
+
+    fn over_store(
+        memory: MemoryStore,
+        clock: Arc<ManualClock>,
+        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+    ) -> Self {
         let meanwhile = Meanwhile::default();
         let delayed = meanwhile.clone();
         let sleep = Arc::new(move |_: Duration| {
@@ -81,8 +104,8 @@ impl Testbed {
         });
         let faulty = Arc::new(FaultStore::new(Arc::new(memory.handle()), FaultPlan::quiet(0), sleep));
         let ended = Arc::new(Ended::default());
-        let store: Arc<dyn Store> = faulty.clone();
-        let table = KeyTable::new(store, clock.clone(), ended.clone(), Arc::new(Unheard)).unwrap();
+        let store: Arc<dyn Store> = wrap(faulty.clone());
+        let table = KeyTable::new(store, clock.clone(), ended.clone(), Arc::new(Unheard));
         let (table, ids) = (Arc::new(table), Arc::new(IdMaker::new(clock.clone())));
         let ttl = TtlLimits {
             default_seconds: 30,
@@ -101,6 +124,15 @@ impl Testbed {
             table,
             ended,
             meanwhile,
+        }
+    }
+
+    /// This server does so many more writes and then no more, as if it had died.
+    pub(crate) fn die_after(&self, writes: u64) {
+        let done = self.faulty.calls(Operation::Write);
+        for call in 1..=500 {
+            self.faulty
+                .inject(Operation::Write, done + writes + call, Fault::Refuse);
         }
     }
 

@@ -170,6 +170,7 @@ impl Queues {
                 subject: place.subject(),
                 lease_id: lease.id.clone(),
                 enlisted: true,
+                lost: false,
             };
             view.join(&lease.txn_id, member, true)?;
         }
@@ -240,9 +241,7 @@ impl Place<'_> {
             return Ok(());
         };
         if new.explicit && new.txn_id == lapsed.txn_id {
-            let (txn, etag) = view.txn(&new.txn_id)?;
-            view.put_txn(&new.txn_id, &txn_rules::forget(&txn, &self.subject()), etag);
-            return Ok(());
+            return view.edit_txn(&new.txn_id, |txn| txn_rules::forget(txn, &self.subject()));
         }
         view.leave(&lapsed.txn_id, &lapsed.id, true)
     }

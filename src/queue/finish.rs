@@ -8,9 +8,8 @@ use crate::ids::Xid;
 use crate::keys::{MessageId, QueueId};
 use crate::lease::rules as lease_rules;
 use crate::lease::table::{KeyName, View};
-use crate::record::{KeyRecord, MessageRecord, StateGrant};
+use crate::record::{Decision, KeyRecord, MessageRecord, StateGrant};
 use crate::txn;
-use crate::txn::rules::Decision;
 
 /// A lease that was prolonged.
 #[derive(Debug, Clone, PartialEq, Eq)]

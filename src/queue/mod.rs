@@ -37,7 +37,7 @@ pub use scan::{Page, Seen};
 use crate::error::Error;
 use crate::ids::IdMaker;
 use crate::keys::{self, MessageId, QueueId};
-use crate::lease::table::{KeyName, KeyTable, View};
+use crate::lease::table::{KeyName, KeyTable, LeaseEnds, View};
 use crate::record::{MessageRecord, Subject, decode_message, encode_message};
 use crate::store::{Change, Etag, Precondition, RecordKey, RecordWrite, Stored};
 use rules::{Refusal, Standing};
@@ -53,9 +53,13 @@ pub trait QueueChanges: Send + Sync {
     fn gone(&self, queue: &QueueId, id: MessageId);
 }
 
-/// For whoever has nobody who waits for messages.
+/// For whoever has nobody who waits for messages or leases.
 #[derive(Debug, Clone, Copy)]
 pub struct Unheard;
+
+impl LeaseEnds for Unheard {
+    fn lease_ended(&self, _: &RecordKey) {}
+}
 
 impl QueueChanges for Unheard {
     fn visible(&self, _: &QueueId, _: MessageId, _: i64) {}

@@ -80,7 +80,7 @@ impl Bed {
     pub(crate) fn over(store: Arc<dyn Store>, shared: SharedClock, clock: Arc<ManualClock>, plan: FaultPlan) -> Self {
         let store = Arc::new(FaultStore::new(store, plan, Arc::new(|_| {})));
         let heard = Arc::new(Heard::default());
-        let table = KeyTable::new(store.clone(), shared.clone(), heard.clone(), heard.clone()).unwrap();
+        let table = KeyTable::new(store.clone(), shared.clone(), heard.clone(), heard.clone());
         let (table, ids) = (Arc::new(table), Arc::new(IdMaker::new(shared)));
         let ttl = TtlLimits {
             default_seconds: 30,

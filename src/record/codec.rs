@@ -13,13 +13,15 @@
 //!
 //! A sample of every version is kept in `fixtures/records/` and must stay readable.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Attributes, Body, KeyRecord, LeaseRecord, Participant, Staged, StagedState, StateValue, Subject, TxnRecord,
+    Attributes, Body, Decision, KeyRecord, LeaseRecord, Participant, Staged, StagedState, StateValue, Subject, TxnPage,
+    TxnRecord,
 };
 use crate::ids::{BodyId, Xid};
 use crate::keys::{Key, MessageId, Namespace, QueueId, QueueName};
@@ -28,6 +30,7 @@ const KEY_MAGIC: [u8; 4] = *b"LKK1";
 /// A transaction of keys alone. Version 2 has messages too; what can be written as version 1 still is.
 const TXN_MAGIC: [u8; 4] = *b"LKT1";
 const TXN_MAGIC_2: [u8; 4] = *b"LKT2";
+const TXN_PAGE_MAGIC: [u8; 4] = *b"LKP1";
 const PREFIX_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 4;
 
@@ -86,6 +89,8 @@ struct StagedHeader {
 #[derive(Serialize, Deserialize)]
 struct TxnHeader {
     participants: Vec<ParticipantHeader>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    decision: Option<Decision>,
 }
 
 /// A key has `key`, a message has `queue` and `message`.
@@ -101,6 +106,8 @@ struct ParticipantHeader {
     lease_id: Xid,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     enlisted: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    lost: bool,
 }
 
 /// Writes a key record down.
@@ -130,7 +137,19 @@ pub fn encode_key(record: &KeyRecord) -> Arc<[u8]> {
 
 /// Writes a transaction record down.
 pub fn encode_txn(record: &TxnRecord) -> Arc<[u8]> {
-    let mut magic = TXN_MAGIC;
+    let is_message = |member: &Participant| matches!(member.subject, Subject::Message { .. });
+    let holds_messages = record.participants.iter().any(is_message);
+    let magic = if holds_messages { TXN_MAGIC_2 } else { TXN_MAGIC };
+    seal(magic, &txn_header(record), &[])
+}
+
+/// Writes a page of transactions down.
+pub fn encode_txn_page(page: &TxnPage) -> Arc<[u8]> {
+    let headers: BTreeMap<&Xid, TxnHeader> = page.iter().map(|(id, record)| (id, txn_header(record))).collect();
+    seal(TXN_PAGE_MAGIC, &headers, &[])
+}
+
+fn txn_header(record: &TxnRecord) -> TxnHeader {
     let participants = record
         .participants
         .iter()
@@ -138,7 +157,6 @@ pub fn encode_txn(record: &TxnRecord) -> Arc<[u8]> {
             let (namespace, key, queue, message) = match &member.subject {
                 Subject::Key { namespace, key } => (namespace, Some(key.clone()), None, None),
                 Subject::Message { queue, id } => {
-                    magic = TXN_MAGIC_2;
                     (&queue.namespace, None, Some(queue.queue.clone()), Some(id.to_string()))
                 }
             };
@@ -149,10 +167,14 @@ pub fn encode_txn(record: &TxnRecord) -> Arc<[u8]> {
                 message,
                 lease_id: member.lease_id.clone(),
                 enlisted: member.enlisted,
+                lost: member.lost,
             }
         })
         .collect();
-    seal(magic, &TxnHeader { participants }, &[])
+    TxnHeader {
+        participants,
+        decision: record.decision,
+    }
 }
 
 /// Reads a key record.
@@ -184,9 +206,22 @@ pub fn decode_txn(bytes: &[u8]) -> Result<TxnRecord, DecodeError> {
     };
     let (header, inline): (TxnHeader, _) = open(magic, bytes)?;
     inline.must_be_used_up()?;
+    txn_from(header)
+}
+
+/// Reads a page of transactions.
+pub fn decode_txn_page(bytes: &[u8]) -> Result<TxnPage, DecodeError> {
+    let (headers, inline): (BTreeMap<Xid, TxnHeader>, _) = open(TXN_PAGE_MAGIC, bytes)?;
+    inline.must_be_used_up()?;
+    let records = headers.into_iter().map(|(id, header)| Ok((id, txn_from(header)?)));
+    records.collect()
+}
+
+fn txn_from(header: TxnHeader) -> Result<TxnRecord, DecodeError> {
     let participants = header.participants.into_iter().map(participant_from);
     Ok(TxnRecord {
         participants: participants.collect::<Result<_, _>>()?,
+        decision: header.decision,
     })
 }
 
@@ -210,6 +245,7 @@ fn participant_from(header: ParticipantHeader) -> Result<Participant, DecodeErro
         subject,
         lease_id: header.lease_id,
         enlisted: header.enlisted,
+        lost: header.lost,
     })
 }
 
@@ -394,7 +430,9 @@ pub(super) mod tests {
                 },
                 lease_id: Xid::parse("d4k7q2m0h5r8e1t6n9b0").unwrap(),
                 enlisted: true,
+                lost: false,
             }],
+            decision: None,
         }
     }
 
@@ -411,8 +449,18 @@ pub(super) mod tests {
             },
             lease_id: Xid::parse("d4k7q2m0h5r8e1t6n9c0").unwrap(),
             enlisted: true,
+            lost: false,
         });
         record
+    }
+
+    /// The page that `fixtures/records/txn-page-v1.bin` holds.
+    fn sample_txn_page() -> TxnPage {
+        let mut decided = sample_txn_2();
+        decided.decision = Some(Decision::Commit);
+        decided.participants[0].lost = true;
+        let id = |last| Xid::parse(&format!("d4k7q2m0h5r8e1t6n9b{last}")).unwrap();
+        TxnPage::from([(id('0'), sample_txn()), (id('g'), decided)])
     }
 
     pub(in crate::record) fn fixture(name: &str) -> Vec<u8> {
@@ -429,6 +477,7 @@ pub(super) mod tests {
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(format!("{folder}/key-v1.bin"), encode_key(&sample_key())).unwrap();
         std::fs::write(format!("{folder}/txn-v2.bin"), encode_txn(&sample_txn_2())).unwrap();
+        std::fs::write(format!("{folder}/txn-page-v1.bin"), encode_txn_page(&sample_txn_page())).unwrap();
     }
 
     #[test]
@@ -436,6 +485,7 @@ pub(super) mod tests {
         assert_eq!(decode_key(&fixture("key-v1.bin")).unwrap(), sample_key());
         assert_eq!(decode_txn(&fixture("txn-v1.bin")).unwrap(), sample_txn());
         assert_eq!(decode_txn(&fixture("txn-v2.bin")).unwrap(), sample_txn_2());
+        assert_eq!(decode_txn_page(&fixture("txn-page-v1.bin")).unwrap(), sample_txn_page());
     }
 
     #[test]

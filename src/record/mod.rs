@@ -12,9 +12,10 @@ mod message_codec;
 mod named;
 mod retired;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use codec::{DecodeError, decode_key, decode_txn, encode_key, encode_txn};
+pub use codec::{DecodeError, decode_key, decode_txn, decode_txn_page, encode_key, encode_txn, encode_txn_page};
 pub use message::{MessageLease, MessagePayload, MessageRecord, StateGrant};
 pub use message_codec::{decode_message, encode_message};
 pub use named::bodies_named_by;
@@ -179,7 +180,22 @@ impl KeyRecord {
 pub struct TxnRecord {
     /// The leases that belong to it, in the order they joined.
     pub participants: Vec<Participant>,
+    /// What was decided and may not have reached every member yet. Only where a batch changes one record.
+    pub decision: Option<Decision>,
 }
+
+/// What becomes of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decision {
+    /// What was staged becomes the truth on every key, and messages are dealt with.
+    Commit,
+    /// What was staged is dropped on every key, and messages are visible again.
+    Rollback,
+}
+
+/// Several transactions in one record, by id.
+pub type TxnPage = BTreeMap<Xid, TxnRecord>;
 
 /// One lease of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,6 +207,8 @@ pub struct Participant {
     /// The decision covers it, and losing it decides against the whole transaction. A key is covered once something is
     /// staged on it, a message from its delivery on.
     pub enlisted: bool,
+    /// It was covered and its lease ended before the decision: what it had staged is gone, or about to go.
+    pub lost: bool,
 }
 
 /// What a lease of a transaction is on.

@@ -27,6 +27,7 @@ pub mod fault;
 pub mod memory;
 pub mod retry;
 pub mod shared_log;
+pub mod single;
 
 // Names are below this floor: records hold them, and they are built without a store at hand.
 pub use crate::ids::BodyId;

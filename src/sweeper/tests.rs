@@ -155,9 +155,11 @@ fn a_message_under_a_lease_keeps_its_transaction_and_one_whose_lease_has_lapsed_
         },
         lease_id: txn('m'),
         enlisted: true,
+        lost: false,
     };
     let txn_record = TxnRecord {
         participants: vec![member],
+        decision: None,
     };
     put(&bed.memory, &format!("t/{}", txn('k')), encode_txn(&txn_record));
     assert_eq!(bed.sweep(), 0);
@@ -219,8 +221,8 @@ fn keys_that_have_not_changed_for_long_are_deleted_with_their_bodies_and_others_
         [
             "k/default/held",
             "k/default/young",
-            "r/default",
-            &format!("t/{}", holder.txn_id.as_deref().unwrap())
+            &format!("p/{}", holder.txn_id.as_deref().unwrap()),
+            "r/default"
         ]
     );
     assert_eq!(bed.memory.counts().bodies, 0);
@@ -355,7 +357,7 @@ impl DiskScene {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(SharedLogStore::open(&dir.path().join("store"), Options::default()).unwrap());
         let clock = SystemClock::shared();
-        let table = KeyTable::new(store.clone(), clock, Arc::new(NobodyWaits), Arc::new(Unheard)).unwrap();
+        let table = KeyTable::new(store.clone(), clock, Arc::new(NobodyWaits), Arc::new(Unheard));
         Self { dir, store, table }
     }
 

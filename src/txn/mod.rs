@@ -1,16 +1,22 @@
 //! Transactions over several keys and messages.
 //!
-//! Whoever ends a lease of a transaction that has something to decide calls `settle`: the rules decide for all members,
-//! and everything that follows goes into the batch of the caller, so that it happens in one step.
+//! Whoever ends a lease of a transaction that has something to decide calls `settle`: the rules decide for all members.
+//! Where several records are one batch, everything that follows goes into the batch of the caller, so that it happens in one
+//! step. Elsewhere the decision goes into the transaction's record, and is carried out after that: see [`commit`].
+//!
+//! `rules` decides, `book` says where transactions are written down, and `commit` carries several records to the store.
 
+pub mod book;
+pub mod commit;
 pub mod rules;
 
 use crate::error::Error;
 use crate::ids::Xid;
 use crate::lease::table::{KeyName, View};
 use crate::queue::{Place, StateEnd};
-use crate::record::{MessageRecord, Subject, TxnRecord};
-use rules::{Decision, Ended, Verdict};
+use crate::record::{Decision, MessageRecord, Participant, Subject, TxnRecord};
+use commit::{Committer, ROUNDS_MAX};
+use rules::{Ended, Verdict};
 
 /// What became of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +34,8 @@ impl Settled {
     }
 }
 
-/// Decides a transaction and puts what becomes of its members, and of its own record, into the view.
+/// Decides a transaction and puts what becomes of its members, and of its own record, into the view; or just the decision,
+/// where it is carried out afterwards.
 ///
 /// `back`: what a message becomes by a rollback, when that is more than being visible again.
 ///
@@ -39,21 +46,34 @@ pub(crate) fn settle(
     wanted: Decision,
     back: Option<(&Subject, &MessageRecord)>,
 ) -> Result<Settled, Error> {
-    let (txn, etag) = view.txn(txn_id)?;
+    let txn = view.txn(txn_id)?;
     let mut leased = Vec::with_capacity(txn.participants.len());
     for member in &txn.participants {
         leased.push(view.leased(&member.subject)?);
     }
     let Verdict {
+        decision,
         conflict,
         ended,
         mut remaining,
-        ..
     } = rules::decide(&txn, &leased, wanted, view.now());
     let mut settled = Settled {
         conflict,
         ended: Vec::with_capacity(ended.len()),
     };
+    if view.in_steps() && txn.participants.iter().any(|member| member.enlisted) {
+        for (index, ended) in &ended {
+            let subject = &txn.participants[*index].subject;
+            settled.ended.push(subject.clone());
+            settled.ended.extend(state_ended_along(view, subject, ended)?);
+        }
+        view.edit_txn(txn_id, |txn| TxnRecord {
+            decision: Some(decision),
+            ..txn.clone()
+        })?;
+        view.carry_out_afterwards(txn_id, back.map(|(subject, record)| (subject.clone(), record.clone())));
+        return Ok(settled);
+    }
     let (messages, keys): (Vec<_>, Vec<_>) = (ended
         .into_iter()
         .map(|(index, ended)| (&txn.participants[index].subject, ended)))
@@ -75,11 +95,55 @@ pub(crate) fn settle(
             settled.ended.push(subject.clone());
         }
     }
-    let remaining = TxnRecord {
+    view.edit_txn(txn_id, |_| TxnRecord {
         participants: remaining,
-    };
-    view.put_txn(txn_id, &remaining, etag);
+        decision: None,
+    })?;
     Ok(settled)
+}
+
+/// Carries out what was decided on one member. One that is not there any more is done with.
+fn end_member(
+    committer: &Committer,
+    member: &Participant,
+    decision: Decision,
+    back: Option<&(Subject, MessageRecord)>,
+) -> Result<(), Error> {
+    for _ in 0..ROUNDS_MAX {
+        let mut view = View::to_carry_out(committer);
+        let leased = view.leased(&member.subject)?;
+        let Some(ended) = leased.and_then(|leased| rules::end(decision, member, &leased, view.now())) else {
+            return Ok(());
+        };
+        if let (Some(name), Ended::Key(record)) = (KeyName::of(&member.subject), &ended) {
+            view.put_decided(&name, record);
+        } else {
+            let back = back.filter(|(of, _)| *of == member.subject).map(|(_, record)| record);
+            end_message(&mut view, &member.subject, &ended, back)?;
+        }
+        if committer.commit(view.into_plan(&[]))? {
+            return Ok(());
+        }
+    }
+    Err(Error::Contended)
+}
+
+/// The state that is ended along with a message, if there is one.
+fn state_ended_along(view: &mut View<'_>, subject: &Subject, ended: &Ended) -> Result<Option<Subject>, Error> {
+    let Subject::Message { queue, id } = subject else {
+        return Ok(None);
+    };
+    let end = match ended {
+        Ended::MessageDone => StateEnd::Remove,
+        Ended::MessageBack(_) => StateEnd::Drop,
+        Ended::Key(_) => return Ok(None),
+    };
+    let place = Place { queue, id: *id };
+    let Some(found) = place.find(view)? else {
+        return Ok(None);
+    };
+    let state = place.state_after(view, &found, end)?;
+    Ok(state.map(|(name, _)| name.subject()))
 }
 
 /// Ends a message, and returns its state if that was ended along.
@@ -116,3 +180,6 @@ fn end_message(
     }
     Ok(Some(name.subject()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,16 +13,7 @@
 use crate::ids::Xid;
 use crate::lease::rules::{self, Now};
 use crate::queue::rules as message_rules;
-use crate::record::{KeyRecord, MessageRecord, Participant, Subject, TxnRecord};
-
-/// What becomes of a transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    /// What was staged becomes the truth on every key.
-    Commit,
-    /// What was staged is dropped on every key.
-    Rollback,
-}
+use crate::record::{Decision, KeyRecord, MessageRecord, Participant, Subject, TxnRecord};
 
 /// What a release has to do for its transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +98,10 @@ pub fn leave(record: &TxnRecord, lease_id: &Xid) -> TxnRecord {
         .filter(|known| known.lease_id != *lease_id)
         .cloned()
         .collect();
-    TxnRecord { participants }
+    TxnRecord {
+        participants,
+        ..record.clone()
+    }
 }
 
 /// Marks what expiry means to a transaction: a member that had staged something stays listed as lost, another one goes.
@@ -116,9 +110,15 @@ pub fn lose(record: &TxnRecord, lease_id: &Xid) -> TxnRecord {
         .participants
         .iter()
         .filter(|known| known.lease_id != *lease_id || known.enlisted)
-        .cloned()
+        .map(|known| Participant {
+            lost: known.lost || known.lease_id == *lease_id,
+            ..known.clone()
+        })
         .collect();
-    TxnRecord { participants }
+    TxnRecord {
+        participants,
+        ..record.clone()
+    }
 }
 
 /// Takes the leases of one subject out of a transaction, as if they had never been part of it.
@@ -129,7 +129,10 @@ pub fn forget(record: &TxnRecord, subject: &Subject) -> TxnRecord {
         .filter(|known| known.subject != *subject)
         .cloned()
         .collect();
-    TxnRecord { participants }
+    TxnRecord {
+        participants,
+        ..record.clone()
+    }
 }
 
 /// True when what this member has leased is still under its lease and the lease lives.
@@ -137,10 +140,16 @@ pub fn is_member_alive(member: &Participant, leased: Option<&Leased>, now: Now) 
     leased.is_some_and(|leased| leased.is_under(&member.lease_id) && leased.is_alive(now))
 }
 
+/// True when a member that is covered still stands where it was leased, but too late. One that does not stand there any more
+/// has been marked as lost, or has never come to be covered.
+fn has_expired(member: &Participant, leased: Option<&Leased>, now: Now) -> bool {
+    member.enlisted && leased.is_some_and(|leased| leased.is_under(&member.lease_id) && !leased.is_alive(now))
+}
+
 /// Decides a transaction. `leased` is what its participants have leased, in the order of the record.
 pub fn decide(record: &TxnRecord, leased: &[Option<Leased>], wanted: Decision, now: Now) -> Verdict {
     let members = || record.participants.iter().zip(leased);
-    let lost = members().any(|(member, leased)| member.enlisted && !is_member_alive(member, leased.as_ref(), now));
+    let lost = members().any(|(member, leased)| member.lost || has_expired(member, leased.as_ref(), now));
     let decision = if lost { Decision::Rollback } else { wanted };
     let mut verdict = Verdict {
         decision,
@@ -157,11 +166,17 @@ pub fn decide(record: &TxnRecord, leased: &[Option<Leased>], wanted: Decision, n
         }
         // A member that expired but still stands in its record is ended along; one that was taken over is somebody else's
         // record now and stays untouched.
-        if let Some(leased) = leased.as_ref().filter(|leased| leased.is_under(&member.lease_id)) {
-            verdict.ended.push((index, leased.ended(decision, now)));
+        if let Some(ended) = leased.as_ref().and_then(|leased| end(decision, member, leased, now)) {
+            verdict.ended.push((index, ended));
         }
     }
     verdict
+}
+
+/// What a decision makes of what a member has leased. `None` when it is under this lease no longer: the decision has reached
+/// it already, or somebody else has it.
+pub fn end(decision: Decision, member: &Participant, leased: &Leased, now: Now) -> Option<Ended> {
+    leased.is_under(&member.lease_id).then(|| leased.ended(decision, now))
 }
 
 #[cfg(test)]
@@ -184,6 +199,7 @@ mod tests {
             },
             lease_id: xid(last),
             enlisted,
+            lost: false,
         }
     }
 
@@ -217,6 +233,7 @@ mod tests {
             },
             lease_id: xid(last),
             enlisted: true,
+            lost: false,
         }
     }
 
@@ -249,7 +266,10 @@ mod tests {
     }
 
     fn txn(participants: Vec<Participant>) -> TxnRecord {
-        TxnRecord { participants }
+        TxnRecord {
+            participants,
+            decision: None,
+        }
     }
 
     #[test]
@@ -275,9 +295,10 @@ mod tests {
 
     #[test]
     fn a_lost_member_turns_a_commit_into_a_rollback_of_all() {
-        let record = txn(vec![member('a', true), member('b', true)]);
-        let taken_over = key('v', 2_000);
-        for lost in [key('b', 1_000), taken_over, None] {
+        let expired = (txn(vec![member('a', true), member('b', true)]), key('b', 1_000));
+        let taken_over = (lose(&expired.0, &xid('b')), key('v', 2_000));
+        let gone = (lose(&expired.0, &xid('b')), None);
+        for (record, lost) in [expired, taken_over, gone] {
             let verdict = decide(&record, &[key('a', 2_000), lost], Decision::Commit, NOW);
             assert_eq!((verdict.decision, verdict.conflict), (Decision::Rollback, true));
             assert!(verdict.ended.iter().all(|(_, ended)| becomes(ended) == (Some(1), true)));
@@ -287,7 +308,7 @@ mod tests {
 
     #[test]
     fn somebody_elses_lease_on_a_lost_key_is_left_alone() {
-        let record = txn(vec![member('a', true), member('b', true)]);
+        let record = lose(&txn(vec![member('a', true), member('b', true)]), &xid('b'));
         let verdict = decide(&record, &[key('a', 2_000), key('v', 2_000)], Decision::Commit, NOW);
         assert_eq!(verdict.ended.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0]);
     }
@@ -313,13 +334,14 @@ mod tests {
 
     #[test]
     fn a_message_that_has_lapsed_decides_against_all_and_is_nobody_elses_to_end() {
-        let record = txn(vec![member('a', true), message_member('m')]);
-        for (lost, ended) in [
-            (message('m', NOW.ms), vec![0, 1]),
-            (message('v', NOW.ms + 1), vec![0]),
-            (None, vec![0]),
+        let lapsed = txn(vec![member('a', true), message_member('m')]);
+        let gone = lose(&lapsed, &xid('m'));
+        for (record, lost, ended) in [
+            (&lapsed, message('m', NOW.ms), vec![0, 1]),
+            (&gone, message('v', NOW.ms + 1), vec![0]),
+            (&gone, None, vec![0]),
         ] {
-            let verdict = decide(&record, &[key('a', 2_000), lost], Decision::Commit, NOW);
+            let verdict = decide(record, &[key('a', 2_000), lost], Decision::Commit, NOW);
             assert_eq!((verdict.decision, verdict.conflict), (Decision::Rollback, true));
             assert_eq!(verdict.ended.iter().map(|(index, _)| *index).collect::<Vec<_>>(), ended);
         }
@@ -328,8 +350,31 @@ mod tests {
     #[test]
     fn a_wanted_rollback_is_no_conflict_even_with_a_lost_member() {
         let record = txn(vec![member('a', true), member('b', true)]);
+        let record = lose(&record, &xid('b'));
         let verdict = decide(&record, &[key('a', 2_000), None], Decision::Rollback, NOW);
         assert!(!verdict.conflict);
+    }
+
+    #[test]
+    fn a_member_that_was_never_leased_as_it_was_about_to_be_decides_nothing() {
+        let record = txn(vec![member('a', true), member('b', true), message_member('m')]);
+        let verdict = decide(
+            &record,
+            &[key('a', 2_000), key('v', 2_000), None],
+            Decision::Commit,
+            NOW,
+        );
+        assert_eq!((verdict.decision, verdict.conflict), (Decision::Commit, false));
+        assert_eq!(verdict.ended.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0]);
+    }
+
+    #[test]
+    fn a_member_that_is_marked_as_lost_is_lost_while_its_lease_still_stands() {
+        let record = lose(&txn(vec![member('a', true), member('b', true)]), &xid('b'));
+        let keys = [key('a', 2_000), key('b', 2_000)];
+        let verdict = decide(&record, &keys, Decision::Commit, NOW);
+        assert_eq!((verdict.decision, verdict.conflict), (Decision::Rollback, true));
+        assert_eq!(verdict.ended.len(), 2);
     }
 
     #[test]
@@ -339,7 +384,11 @@ mod tests {
         assert_eq!(staged.participants, [member('a', true)]);
         assert_eq!(join(&staged, member('a', false)), staged);
         assert_eq!(leave(&staged, &xid('a')), txn(vec![]));
-        assert_eq!(lose(&staged, &xid('a')), staged);
+        let lost = Participant {
+            lost: true,
+            ..member('a', true)
+        };
+        assert_eq!(lose(&staged, &xid('a')), txn(vec![lost]));
         assert_eq!(lose(&once, &xid('a')), txn(vec![]));
     }
 }

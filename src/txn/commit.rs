@@ -1,0 +1,559 @@
+//! How a change of several records reaches the store.
+//!
+//! Where the store takes several records in one batch, a [`Plan`] is one batch, and that is all there is to say.
+//!
+//! # In steps
+//!
+//! An object store changes one record at a time. There a plan is carried out one record after another, in an order in which
+//! stopping anywhere leaves something that is true, and that whoever comes next can go on from:
+//!
+//! 1. **The transaction first.** A lease is listed as a member before it is granted, marked as having staged something
+//!    before it does, and marked as lost before what it staged is discarded. So of every key that has staged something in a
+//!    transaction of several, the transaction's record knows.
+//! 2. **The key second.** This write is the one that grants, renews, stages or ends the lease of this key.
+//! 3. **Tidying up last.** Members that have gone are taken off the list.
+//!
+//! A transaction is **decided** by one write of its record: it takes the decision down, on condition that nobody has joined,
+//! staged a first change or been marked as lost since it was read. From then on it is true, whatever happens, and it is
+//! carried out: each member that it covers is ended, then the record is cleared of it. Ending a member ends its lease, so
+//! what has been done is never done again.
+//!
+//! Until it is carried out, others may meet it, and they carry it out first:
+//!
+//! - whoever reads a key that holds staged changes of a named transaction looks at the transaction's record, so that nobody
+//!   sees half of a decision after the other half, and nothing that was decided is discarded because its lease has expired;
+//! - whoever wants to change the transaction's record, as everybody must who takes a lapsed message or key over;
+//! - a server that starts ([`Committer::finish_what_others_left`]), and every sweep.
+//!
+//! What is left when a server dies elsewhere in between is harmless: a member that was never granted counts for nothing, and
+//! so does one that is marked as about to stage something and has not; a pointer to a lease that was never granted points
+//! nowhere. The sweeper takes them away.
+
+use std::sync::Arc;
+
+use super::book::{Entry, Noted, TxnBook};
+use super::rules::{Leased, is_member_alive, leave};
+use crate::clock::SharedClock;
+use crate::error::Error;
+use crate::ids::{BodyId, Xid};
+use crate::lease::rules::{Now, cleared};
+use crate::lease::table::LeaseEnds;
+use crate::lease::view::View;
+use crate::queue::{News, QueueChanges};
+use crate::record::{KeyRecord, LeaseRecord, MessageRecord, Participant, Subject, TxnRecord, decode_key, encode_key};
+use crate::store::{Batch, Change, Etag, Precondition, RecordKey, RecordWrite, Store, StoreError, Written};
+
+/// How often carrying out or tidying up may lose its race before it is left to others.
+pub(super) const ROUNDS_MAX: usize = 50;
+/// A member that was listed so recently may be about to be granted; in seconds.
+const GRANT_GRACE_SECONDS: i64 = 60;
+/// A pointer that is older and points nowhere is left over; in seconds.
+const POINTER_GRACE_SECONDS: i64 = 3600;
+
+/// Reads keys and transactions, and carries plans out.
+pub struct Committer {
+    store: Arc<dyn Store>,
+    book: TxnBook,
+    clock: SharedClock,
+    waiters: Arc<dyn LeaseEnds>,
+    queues: Arc<dyn QueueChanges>,
+    in_steps: bool,
+}
+
+/// What one round of a change wants to be written.
+#[derive(Default)]
+pub struct Plan {
+    /// Bodies that go along with the records.
+    pub bodies: Vec<(BodyId, Arc<[u8]>)>,
+    /// The writes, in any order.
+    pub writes: Vec<PlannedWrite>,
+    /// What is left to do afterwards. Failing at it is no failure.
+    pub afterwards: Vec<Chore>,
+    /// What is left to do if this and all further rounds come to nothing.
+    pub if_given_up: Vec<Chore>,
+}
+
+impl Plan {
+    /// Adds a write that drops no bodies and wakes nobody. A record that is written already stays as it is.
+    pub fn push(&mut self, turn: Turn, write: RecordWrite) {
+        if self.writes.iter().any(|earlier| earlier.write.key == write.key) {
+            return;
+        }
+        self.writes.push(PlannedWrite {
+            turn,
+            write,
+            dropped: Vec::new(),
+            tells: Tells::Nobody,
+            then: None,
+        });
+    }
+}
+
+/// One record of a plan.
+pub struct PlannedWrite {
+    /// When it is due, where writes go one by one.
+    pub turn: Turn,
+    /// The write.
+    pub write: RecordWrite,
+    /// Bodies that the record names no longer.
+    pub dropped: Vec<BodyId>,
+    /// Who must hear of it once the plan is carried out.
+    pub tells: Tells,
+    /// Where writes go one by one: what is left to do as soon as this one is done, whatever becomes of the others.
+    pub then: Option<Chore>,
+}
+
+/// Who must hear of a write once it is done.
+#[derive(Debug, Clone)]
+pub enum Tells {
+    /// Nobody waits for that.
+    Nobody,
+    /// Whoever waits for the lease on this key.
+    LeaseEnded,
+    /// Whoever waits for messages of this queue.
+    Queue(News),
+}
+
+/// The order of writes that go one by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Turn {
+    /// The pointer of a new transaction. That it is there already is fine: an earlier round has put it.
+    Pointer,
+    /// The record of a transaction.
+    Transaction,
+    /// Keys other than the one that the change is about.
+    OtherKeys,
+    /// The key that the change is about.
+    Key,
+    /// A record of another kind, a message for instance.
+    Stored,
+    /// The end of one.
+    StoredGone,
+    /// The end of a key that went with it.
+    KeyGone,
+}
+
+/// Something to do after the fact.
+#[derive(Debug, Clone)]
+pub enum Chore {
+    /// Carry out what a transaction has decided.
+    CarryOut {
+        /// The transaction.
+        txn_id: Xid,
+        /// What a message becomes by a rollback, when that is more than being visible again.
+        back: Option<Box<(Subject, MessageRecord)>>,
+    },
+    /// Take a lease that has ended off the list of its transaction.
+    Forget {
+        /// The transaction.
+        txn_id: Xid,
+        /// The lease.
+        lease_id: Xid,
+    },
+    /// Remove a pointer.
+    EndPointer(Xid),
+    /// End a lease that nobody was told of.
+    EndLease {
+        /// The key's record.
+        key: RecordKey,
+        /// The lease.
+        lease_id: Xid,
+    },
+}
+
+impl Committer {
+    /// Over this store.
+    pub fn new(
+        store: Arc<dyn Store>,
+        clock: SharedClock,
+        waiters: Arc<dyn LeaseEnds>,
+        queues: Arc<dyn QueueChanges>,
+    ) -> Self {
+        Self {
+            book: TxnBook::new(Arc::clone(&store)),
+            in_steps: !store.capabilities().atomic_batch,
+            store,
+            clock,
+            waiters,
+            queues,
+        }
+    }
+
+    /// True where a plan is carried out one record after another.
+    pub fn in_steps(&self) -> bool {
+        self.in_steps
+    }
+
+    /// Where transactions are written down.
+    pub fn book(&self) -> &TxnBook {
+        &self.book
+    }
+
+    /// The store underneath.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The time, for rules.
+    pub fn now(&self) -> Now {
+        Now {
+            ms: self.clock.wall_ms(),
+        }
+    }
+
+    /// Reads the record of a key. If it takes part in something that is decided, that is carried out first.
+    pub fn read_key(&self, record_key: &RecordKey) -> Result<Option<(KeyRecord, Etag)>, Error> {
+        for _ in 0..ROUNDS_MAX {
+            let found = self.read_key_as_it_is(record_key)?;
+            let decided = match &found {
+                Some((record, _)) if self.in_steps && record.staged.is_some() => match &record.lease {
+                    Some(lease) if lease.explicit => self.carry_out(&lease.txn_id, None)?,
+                    _ => false,
+                },
+                _ => false,
+            };
+            if !decided {
+                return Ok(found);
+            }
+        }
+        Err(Error::Contended)
+    }
+
+    /// Reads a transaction. If it is decided, that is carried out first.
+    pub fn read_txn(&self, txn_id: &Xid) -> Result<Entry, Error> {
+        for _ in 0..ROUNDS_MAX {
+            let entry = self.book.read(txn_id)?;
+            if entry.record().is_none_or(|record| record.decision.is_none()) {
+                return Ok(entry);
+            }
+            self.carry_out_entry(&entry, None)?;
+        }
+        Err(Error::Contended)
+    }
+
+    /// Carries a plan out. False: somebody else was quicker, and the round must begin again.
+    pub fn commit(&self, plan: Plan) -> Result<bool, Error> {
+        let told: Vec<(RecordKey, Tells)> = (plan.writes.iter())
+            .map(|planned| (planned.write.key.clone(), planned.tells.clone()))
+            .collect();
+        let afterwards = plan.afterwards.clone();
+        let is_done = if self.in_steps {
+            self.commit_in_steps(plan)?
+        } else {
+            self.commit_as_batch(plan)?
+        };
+        if is_done {
+            for (key, tells) in &told {
+                match tells {
+                    Tells::Nobody => {}
+                    Tells::LeaseEnded => self.waiters.lease_ended(key),
+                    Tells::Queue(news) => news.tell(&*self.queues),
+                }
+            }
+            self.do_chores(&afterwards);
+        }
+        Ok(is_done)
+    }
+
+    /// Does what is left to do. What fails is left to whoever meets it.
+    pub fn do_chores(&self, chores: &[Chore]) {
+        for chore in chores {
+            let _ = match chore {
+                Chore::CarryOut { txn_id, back } => self.carry_out(txn_id, back.as_deref()).map(drop),
+                Chore::Forget { txn_id, lease_id } => self.forget(txn_id, lease_id),
+                Chore::EndPointer(txn_id) => self.write_one(self.book.pointer_end(txn_id), &[]).map(drop),
+                Chore::EndLease { key, lease_id } => self.end_lease(key, lease_id),
+            };
+        }
+    }
+
+    /// Carries out every decision that was taken and not carried out. For a server that starts, where plans are carried out
+    /// in steps; elsewhere there are none.
+    pub fn finish_what_others_left(&self) -> Result<(), Error> {
+        if !self.in_steps {
+            return Ok(());
+        }
+        self.book.for_each(|noted| {
+            if noted.record.decision.is_some() {
+                self.carry_out(&noted.txn_id, None)?;
+            }
+            Ok(true)
+        })
+    }
+
+    /// Carries out what a transaction has decided and takes it off the record. True: it was decided.
+    pub fn carry_out(&self, txn_id: &Xid, back: Option<&(Subject, MessageRecord)>) -> Result<bool, Error> {
+        let entry = self.book.read(txn_id)?;
+        let is_decided = entry.record().is_some_and(|record| record.decision.is_some());
+        if is_decided {
+            self.carry_out_entry(&entry, back)?;
+        }
+        Ok(is_decided)
+    }
+
+    fn carry_out_entry(&self, entry: &Entry, back: Option<&(Subject, MessageRecord)>) -> Result<(), Error> {
+        let Some((record, decision)) = entry.record().and_then(|record| Some((record, record.decision?))) else {
+            return Ok(());
+        };
+        // Messages first: their states follow them.
+        let is_message = |member: &&Participant| matches!(member.subject, Subject::Message { .. });
+        let covered = || record.participants.iter().filter(|member| member.enlisted);
+        for member in covered()
+            .filter(is_message)
+            .chain(covered().filter(|member| !is_message(member)))
+        {
+            super::end_member(self, member, decision, back)?;
+        }
+        let mut remaining = TxnRecord::default();
+        for member in record.participants.iter().filter(|member| !member.enlisted) {
+            if self.may_be_alive(member)? {
+                remaining.participants.push(member.clone());
+            }
+        }
+        // If somebody else has been quicker, the record is as it should be already.
+        self.write_txn(entry, remaining)?;
+        Ok(())
+    }
+
+    /// Takes away what nobody lives of: the record of a transaction without a living member, a pointer that points nowhere.
+    /// True: it is gone.
+    pub fn sweep(&self, noted: &Noted) -> Result<bool, Error> {
+        if self.may_any_be_alive(&noted.record.participants)? {
+            return Ok(false);
+        }
+        if !noted.is_pointer {
+            let entry = self.read_txn(&noted.txn_id)?;
+            // What was looked at is what goes.
+            return Ok(entry.record() == Some(&noted.record) && self.write_txn(&entry, TxnRecord::default())?);
+        }
+        let age_seconds = self.now().unix().saturating_sub(noted.txn_id.made_at_unix());
+        if (age_seconds < POINTER_GRACE_SECONDS && self.in_steps) || self.book.pointer(&noted.txn_id)?.is_none() {
+            return Ok(false);
+        }
+        self.write_one(self.book.pointer_end(&noted.txn_id), &[])
+    }
+
+    fn write_txn(&self, entry: &Entry, record: TxnRecord) -> Result<bool, Error> {
+        for write in self.book.writes_of(&[(entry.clone(), record)]) {
+            if !self.write_one(write, &[])? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn end_lease(&self, key: &RecordKey, lease_id: &Xid) -> Result<(), Error> {
+        for _ in 0..ROUNDS_MAX {
+            let Some((before, etag)) = self.read_key_as_it_is(key)? else {
+                return Ok(());
+            };
+            if before.lease.as_ref().is_none_or(|lease| lease.id != *lease_id) {
+                return Ok(());
+            }
+            let after = cleared(&before, self.now());
+            if self.replace_key(key, etag, &before, &after)? {
+                self.waiters.lease_ended(key);
+                return Ok(());
+            }
+        }
+        Err(Error::Contended)
+    }
+
+    fn replace_key(&self, key: &RecordKey, etag: Etag, before: &KeyRecord, after: &KeyRecord) -> Result<bool, Error> {
+        let write = RecordWrite {
+            key: key.clone(),
+            precondition: Precondition::Matches(etag),
+            change: Change::Put(encode_key(after)),
+        };
+        self.write_one(write, &no_longer_named(before, Some(after)))
+    }
+
+    /// Takes a lease that has ended off the list. What it had staged and lost stays listed while somebody lives who may
+    /// still decide.
+    fn forget(&self, txn_id: &Xid, lease_id: &Xid) -> Result<(), Error> {
+        for _ in 0..ROUNDS_MAX {
+            let entry = self.read_txn(txn_id)?;
+            let Some(record) = entry.record() else { return Ok(()) };
+            let is_lost = |member: &Participant| member.lost && member.lease_id == *lease_id;
+            let mut left = if record.participants.iter().any(is_lost) {
+                record.clone()
+            } else {
+                leave(record, lease_id)
+            };
+            let others: Vec<Participant> = (left.participants.iter())
+                .filter(|member| member.lease_id != *lease_id)
+                .cloned()
+                .collect();
+            if !self.may_any_be_alive(&others)? {
+                left.participants.clear();
+            }
+            if self.write_txn(&entry, left)? {
+                return Ok(());
+            }
+        }
+        Err(Error::Contended)
+    }
+
+    /// True when the member's lease lives, or may be about to be granted.
+    fn may_be_alive(&self, member: &Participant) -> Result<bool, Error> {
+        let now = self.now();
+        let age_seconds = now.unix().saturating_sub(member.lease_id.made_at_unix());
+        let may_come = self.in_steps && !member.lost && (0..GRANT_GRACE_SECONDS).contains(&age_seconds);
+        Ok(may_come || is_member_alive(member, self.leased(member)?.as_ref(), now))
+    }
+
+    fn leased(&self, member: &Participant) -> Result<Option<Leased>, Error> {
+        View::to_carry_out(self).leased(&member.subject)
+    }
+
+    fn may_any_be_alive(&self, members: &[Participant]) -> Result<bool, Error> {
+        for member in members {
+            if self.may_be_alive(member)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The record of a key, whatever is decided about it.
+    pub(crate) fn read_key_as_it_is(&self, record_key: &RecordKey) -> Result<Option<(KeyRecord, Etag)>, Error> {
+        let Some(stored) = self.store.read(record_key)? else {
+            return Ok(None);
+        };
+        match decode_key(&stored.value) {
+            Ok(record) => Ok(Some((record, stored.etag))),
+            Err(cause) => Err(Error::CorruptRecord {
+                key: record_key.clone(),
+                cause,
+            }),
+        }
+    }
+
+    /// Everything at once.
+    fn commit_as_batch(&self, plan: Plan) -> Result<bool, Error> {
+        let witness = Witness::of(&plan.writes);
+        let mut batch = Batch {
+            bodies: plan.bodies,
+            ..Batch::default()
+        };
+        for planned in plan.writes {
+            batch.drop_bodies.extend(planned.dropped);
+            batch.records.push(planned.write);
+        }
+        debug_assert!(
+            holds_each_record_once(&batch.records),
+            "a store may refuse such a batch"
+        );
+        self.write_and_find_out(batch, witness)
+    }
+
+    /// One after another, in the order of their turns.
+    fn commit_in_steps(&self, mut plan: Plan) -> Result<bool, Error> {
+        plan.writes.sort_by_key(|planned| planned.turn);
+        // The record that names them is the first that is about a key or a message.
+        let names_bodies = plan.writes.iter().position(|planned| Turn::Key <= planned.turn);
+        for (number, planned) in plan.writes.into_iter().enumerate() {
+            let bodies = match names_bodies {
+                Some(named) if named == number => plan.bodies.clone(),
+                _ => Vec::new(),
+            };
+            let is_written = self.write_with(planned.write, bodies, planned.dropped)?;
+            if !is_written && planned.turn != Turn::Pointer {
+                return Ok(false);
+            }
+            self.do_chores(planned.then.as_slice());
+        }
+        Ok(true)
+    }
+
+    fn write_one(&self, write: RecordWrite, dropped: &[BodyId]) -> Result<bool, Error> {
+        self.write_with(write, Vec::new(), dropped.to_vec())
+    }
+
+    fn write_with(
+        &self,
+        write: RecordWrite,
+        bodies: Vec<(BodyId, Arc<[u8]>)>,
+        drop_bodies: Vec<BodyId>,
+    ) -> Result<bool, Error> {
+        let witness = Some(Witness::to(&write));
+        let batch = Batch {
+            bodies,
+            records: vec![write],
+            drop_bodies,
+        };
+        self.write_and_find_out(batch, witness)
+    }
+
+    /// Writes a batch. If nobody knows whether it was done and the witness reads as it was to be, it was. If it does not,
+    /// the batch may still arrive, so it is neither repeated nor taken for undone.
+    fn write_and_find_out(&self, batch: Batch, witness: Option<Witness>) -> Result<bool, Error> {
+        match self.store.write(batch) {
+            Ok(Written::Refused { .. }) => Ok(false),
+            Ok(Written::Done(_)) => Ok(true),
+            Err(unknown @ StoreError::Unknown { .. }) => match witness {
+                Some(witness) if witness.was_written(&*self.store) => Ok(true),
+                _ => Err(unknown.into()),
+            },
+            Err(other) => Err(other.into()),
+        }
+    }
+}
+
+/// The record of a batch that tells afterwards whether the batch was done.
+struct Witness {
+    key: RecordKey,
+    /// `None`: it is not there any more.
+    value: Option<Arc<[u8]>>,
+}
+
+impl Witness {
+    /// The record at the centre, else one that holds something new, else one that is gone. The last tells little: somebody
+    /// else may have removed it; but then a batch that only removes things has nothing left to do.
+    fn of(writes: &[PlannedWrite]) -> Option<Self> {
+        let is_put = |planned: &&PlannedWrite| matches!(planned.write.change, Change::Put(_));
+        let chosen = (writes.iter().filter(is_put))
+            .find(|planned| planned.turn == Turn::Key)
+            .or_else(|| writes.iter().find(is_put))
+            .or_else(|| writes.first())?;
+        Some(Self::to(&chosen.write))
+    }
+
+    fn to(write: &RecordWrite) -> Self {
+        Self {
+            key: write.key.clone(),
+            value: match &write.change {
+                Change::Put(value) => Some(Arc::clone(value)),
+                Change::Delete => None,
+            },
+        }
+    }
+
+    fn was_written(&self, store: &dyn Store) -> bool {
+        store
+            .read(&self.key)
+            .is_ok_and(|found| found.map(|found| found.value) == self.value)
+    }
+}
+
+fn holds_each_record_once(records: &[RecordWrite]) -> bool {
+    (records.iter().enumerate()).all(|(at, write)| records[..at].iter().all(|earlier| earlier.key != write.key))
+}
+
+/// The bodies that a record names no longer.
+pub fn no_longer_named(before: &KeyRecord, after: Option<&KeyRecord>) -> Vec<BodyId> {
+    before
+        .bodies()
+        .filter(|old| !after.is_some_and(|after| after.bodies().any(|new| new == *old)))
+        .cloned()
+        .collect()
+}
+
+/// True when whoever waits for the old lease to end need not wait that long any more.
+pub fn ends_sooner(old: Option<&LeaseRecord>, new: Option<&LeaseRecord>) -> bool {
+    match (old, new) {
+        (None, _) => false,
+        (Some(_), None) => true,
+        (Some(old), Some(new)) => new.id == old.id && new.expires_at_unix < old.expires_at_unix,
+    }
+}
