@@ -25,6 +25,7 @@ use std::time::Duration;
 
 pub mod fault;
 pub mod memory;
+pub mod object;
 pub mod retry;
 pub mod shared_log;
 pub mod single;

@@ -61,7 +61,7 @@ impl RetryPolicy {
     }
 
     /// That pause with jitter: anything from half of it to all of it.
-    fn jittered_delay(&self, failures: u32) -> Duration {
+    pub(super) fn jittered_delay(&self, failures: u32) -> Duration {
         self.delay(failures).mul_f64(0.5 + 0.5 * fastrand::f64())
     }
 }

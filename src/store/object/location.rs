@@ -1,0 +1,360 @@
+//! Which bucket: a store URL, what the environment adds to it, and the way from both to a [`Bucket`].
+//!
+//! ```text
+//! s3://host[:port]/bucket[/prefix]     insecure=1 | tls= | secure= | scheme=http, path-style=, region=, kms-key-id=
+//! ```
+//!
+//! Secrets are never part of an S3 URL: they come from variables.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use s3::creds::Credentials;
+use url::Url;
+
+use super::bucket::Bucket;
+use super::credentials::KeySource;
+use super::http::Http;
+use super::s3::{Encryption, S3Address, S3Bucket};
+use super::{OpenError, Options};
+
+/// Leaves room for the longest record key.
+const PREFIX_BYTES_MAX: usize = 256;
+
+/// Where the objects are and who we are there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Location {
+    /// `s3://`: any store that is compatible with S3.
+    S3(S3Location),
+}
+
+/// A bucket of a store that is compatible with S3.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct S3Location {
+    /// `https` or `http`, host and port: `https://127.0.0.1:9000`.
+    pub endpoint: String,
+    /// The region that requests are signed for. Most stores but AWS do not care.
+    pub region: String,
+    /// The bucket. It must exist.
+    pub bucket: String,
+    /// What the names of all objects begin with, without a slash at either end; may be empty.
+    pub prefix: String,
+    /// The bucket is the first part of the path (usual), and not of the host name.
+    pub path_style: bool,
+    /// How the store encrypts.
+    pub encryption: Encryption,
+    /// Who we are; `None` for a bucket that lets strangers in.
+    pub secrets: Option<S3Secrets>,
+}
+
+/// Keys of an S3-compatible store. Their `Debug` keeps them to itself.
+#[derive(Clone, PartialEq, Eq)]
+pub struct S3Secrets {
+    /// Access key id.
+    pub access_key: String,
+    /// Secret key.
+    pub secret_key: String,
+    /// Token of temporary keys.
+    pub session_token: Option<String>,
+}
+
+impl fmt::Debug for S3Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("S3Secrets(..)")
+    }
+}
+
+/// Looks up a variable of the environment, or an option that is named like one.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl Location {
+    /// Reads a store URL, with the variables that belong to it. `None`: the scheme is none of an object store. An error
+    /// says what is wrong and repeats no secret.
+    pub fn parse(url: &str, variables: Lookup<'_>) -> Option<Result<Self, String>> {
+        let (scheme, rest) = url.trim().split_once("://")?;
+        match scheme {
+            "s3" => Some(S3Location::parse(rest, variables).map(Self::S3)),
+            _ => None,
+        }
+    }
+
+    /// The bucket behind this location, not looked at yet, and the prefix in it.
+    pub(super) fn connect(&self, options: &Options) -> Result<(Arc<dyn Bucket>, String), OpenError> {
+        match self {
+            Self::S3(location) => location.connect(options),
+        }
+    }
+}
+
+impl S3Location {
+    fn parse(rest: &str, variables: Lookup<'_>) -> Result<Self, String> {
+        const FORM: &str = "expected s3://host[:port]/bucket[/prefix]";
+        let (host, path, mut query) = take_apart(rest)?;
+        let (bucket, prefix) = path.split_once('/').unwrap_or((path, ""));
+        if host.is_empty() || bucket.is_empty() {
+            return Err(FORM.to_owned());
+        }
+        let mut secure = true;
+        for (name, means_secure) in [("tls", true), ("secure", true), ("insecure", false)] {
+            if let Some(is_so) = query.switch(name)? {
+                secure = is_so == means_secure;
+            }
+        }
+        match query.take("scheme").as_deref() {
+            None => {}
+            Some("http") => secure = false,
+            Some("https") => secure = true,
+            Some(_) => return Err("scheme= is http or https".to_owned()),
+        }
+        let path_style = query.switch("path-style")?.unwrap_or(true);
+        let region = query.take("region").unwrap_or_else(|| "us-east-1".to_owned());
+        let kms_key_id = query
+            .take("kms-key-id")
+            .or_else(|| variable(variables, "LOCKD_S3_KMS_KEY_ID"));
+        query.nothing_left()?;
+        Ok(Self {
+            endpoint: format!("{}://{host}", if secure { "https" } else { "http" }),
+            region,
+            bucket: checked_bucket(bucket)?,
+            prefix: checked_prefix(prefix)?,
+            path_style,
+            encryption: encryption(kms_key_id, variables)?,
+            secrets: s3_secrets(variables)?,
+        })
+    }
+
+    fn connect(&self, options: &Options) -> Result<(Arc<dyn Bucket>, String), OpenError> {
+        let unusable = |detail: String| OpenError::Unusable {
+            store: format!("bucket {} at {}", self.bucket, self.endpoint),
+            detail,
+        };
+        let endpoint = Url::parse(&self.endpoint).map_err(|cause| unusable(cause.to_string()))?;
+        let http = Http::new(options.timeouts, endpoint.scheme() == "https");
+        let credentials = match &self.secrets {
+            Some(secrets) => Credentials::new(
+                Some(&secrets.access_key),
+                Some(&secrets.secret_key),
+                None,
+                secrets.session_token.as_deref(),
+                None,
+            ),
+            None => Credentials::anonymous(),
+        };
+        let credentials = credentials.map_err(|cause| OpenError::Credentials(cause.to_string()))?;
+        let keys = KeySource::new(credentials, Arc::clone(&options.clock), Arc::clone(&options.logger));
+        let address = S3Address {
+            endpoint,
+            region: self.region.clone(),
+            bucket: self.bucket.clone(),
+            path_style: self.path_style,
+        };
+        let clock = Arc::clone(&options.clock);
+        let bucket = S3Bucket::new(address, self.encryption.clone(), keys, http, clock);
+        let bucket = bucket.map_err(|failure| unusable(failure.to_string()))?;
+        Ok((Arc::new(bucket), slashed(&self.prefix)))
+    }
+}
+
+fn s3_secrets(variables: Lookup<'_>) -> Result<Option<S3Secrets>, String> {
+    for (name, secret) in [
+        ("LOCKD_S3_ACCESS_KEY_ID", "LOCKD_S3_SECRET_ACCESS_KEY"),
+        ("LOCKD_S3_ROOT_USER", "LOCKD_S3_ROOT_PASSWORD"),
+    ] {
+        match (variable(variables, name), variable(variables, secret)) {
+            (Some(access_key), Some(secret_key)) => {
+                return Ok(Some(S3Secrets {
+                    access_key,
+                    secret_key,
+                    session_token: variable(variables, "LOCKD_S3_SESSION_TOKEN"),
+                }));
+            }
+            (None, None) => {}
+            (Some(_), None) => return Err(format!("{name} is set, but {secret} is not")),
+            (None, Some(_)) => return Err(format!("{secret} is set, but {name} is not")),
+        }
+    }
+    Ok(None)
+}
+
+fn encryption(kms_key_id: Option<String>, variables: Lookup<'_>) -> Result<Encryption, String> {
+    match (
+        variable(variables, "LOCKD_S3_SSE").as_deref().map(str::trim),
+        kms_key_id,
+    ) {
+        (None | Some("aws:kms"), Some(key_id)) => Ok(Encryption::Kms(Some(key_id))),
+        (Some("aws:kms"), None) => Ok(Encryption::Kms(None)),
+        (Some("AES256"), None) => Ok(Encryption::Managed),
+        (Some("AES256"), Some(_)) => Err("s3-sse is AES256, which takes no KMS key".to_owned()),
+        (Some(_), _) => Err("s3-sse is AES256 or aws:kms".to_owned()),
+        (None, None) => Ok(Encryption::BucketDefault),
+    }
+}
+
+/// A variable that is set and not empty.
+fn variable(variables: Lookup<'_>, name: &str) -> Option<String> {
+    variables(name).filter(|value| !value.trim().is_empty())
+}
+
+/// Host, path without its first slash, and query of what follows `scheme://`.
+fn take_apart(rest: &str) -> Result<(&str, &str, Query), String> {
+    let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (host, path) = address.split_once('/').unwrap_or((address, ""));
+    let lawful = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    if !host.bytes().all(lawful) {
+        return Err(format!("{host:?} is no host (secrets do not belong in the URL)"));
+    }
+    let mut parameters = BTreeMap::new();
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        if parameters.insert(name.to_string(), value.into_owned()).is_some() {
+            return Err(format!("{name}= is there twice"));
+        }
+    }
+    Ok((host, path, Query(parameters)))
+}
+
+/// The parameters of a URL that nobody has asked for yet.
+struct Query(BTreeMap<String, String>);
+
+impl Query {
+    fn take(&mut self, name: &str) -> Option<String> {
+        self.0.remove(name).filter(|value| !value.is_empty())
+    }
+
+    fn switch(&mut self, name: &str) -> Result<Option<bool>, String> {
+        match self.take(name).map(|value| value.to_ascii_lowercase()).as_deref() {
+            None => Ok(None),
+            Some("1" | "t" | "true") => Ok(Some(true)),
+            Some("0" | "f" | "false") => Ok(Some(false)),
+            Some(_) => Err(format!("{name}= is true or false")),
+        }
+    }
+
+    fn nothing_left(&self) -> Result<(), String> {
+        match self.0.keys().next() {
+            Some(name) => Err(format!("{name}= is no parameter of this store")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn checked_bucket(bucket: &str) -> Result<String, String> {
+    let lawful = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    if bucket.bytes().all(lawful) && !bucket.starts_with('.') {
+        return Ok(bucket.to_owned());
+    }
+    Err(format!("{bucket:?} is no name of a bucket"))
+}
+
+/// Object names begin with this, so it must be as harmless as they are.
+fn checked_prefix(prefix: &str) -> Result<String, String> {
+    let prefix = prefix.trim_matches('/');
+    let lawful = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    let harmless = |segment: &str| !["", ".", ".."].contains(&segment) && segment.bytes().all(lawful);
+    if prefix.len() <= PREFIX_BYTES_MAX && (prefix.is_empty() || prefix.split('/').all(harmless)) {
+        return Ok(prefix.to_owned());
+    }
+    Err(format!(
+        "the prefix {prefix:?} must be at most {PREFIX_BYTES_MAX} bytes: segments of letters, digits, '.', '_' and '-'"
+    ))
+}
+
+/// A prefix as the names of objects begin with it.
+fn slashed(prefix: &str) -> String {
+    let prefix = prefix.trim_matches('/');
+    if prefix.is_empty() {
+        String::new()
+    } else {
+        format!("{prefix}/")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(url: &str, variables: &[(&str, &str)]) -> Result<Location, String> {
+        let lookup = |name: &str| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        Location::parse(url, &lookup).expect("an object store")
+    }
+
+    fn s3(url: &str, variables: &[(&str, &str)]) -> S3Location {
+        let Location::S3(location) = parse(url, variables).unwrap();
+        location
+    }
+
+    #[test]
+    fn an_s3_url_names_host_bucket_and_prefix_and_speaks_tls() {
+        let location = s3("s3://minio.lan:9000/lockd/a/b/", &[]);
+        assert_eq!(
+            location,
+            S3Location {
+                endpoint: "https://minio.lan:9000".to_owned(),
+                region: "us-east-1".to_owned(),
+                bucket: "lockd".to_owned(),
+                prefix: "a/b".to_owned(),
+                path_style: true,
+                encryption: Encryption::BucketDefault,
+                secrets: None,
+            }
+        );
+        for plain in ["insecure=1", "tls=false", "secure=0", "scheme=http"] {
+            assert_eq!(s3(&format!("s3://h/b?{plain}"), &[]).endpoint, "http://h", "{plain}");
+        }
+        assert!(!s3("s3://h/b?path-style=false", &[]).path_style);
+    }
+
+    #[test]
+    fn malformed_urls_are_refused() {
+        for bad in [
+            "s3://",
+            "s3://host",
+            "s3://host/",
+            "s3:///bucket",
+            "s3://user:secret@host/bucket",
+            "s3://host/bucket/../other",
+            "s3://host/bucket/a//b",
+            "s3://host/..",
+            "s3://host/bucket?insecure=maybe",
+            "s3://host/bucket?insecure=1&insecure=0",
+            "s3://host/bucket?password=x",
+        ] {
+            assert!(parse(bad, &[]).is_err(), "{bad}");
+        }
+        assert!(Location::parse("disk:///a", &|_| None).is_none());
+    }
+
+    #[test]
+    fn keys_come_in_pairs_and_the_first_pair_wins() {
+        let access = [("LOCKD_S3_ACCESS_KEY_ID", "a"), ("LOCKD_S3_SECRET_ACCESS_KEY", "b")];
+        let root = [("LOCKD_S3_ROOT_USER", "c"), ("LOCKD_S3_ROOT_PASSWORD", "d")];
+        let token = [("LOCKD_S3_SESSION_TOKEN", "e")];
+        let secrets = s3("s3://h/b", &[&root[..], &token, &access].concat()).secrets.unwrap();
+        assert_eq!((&*secrets.access_key, &*secrets.secret_key), ("a", "b"));
+        assert_eq!(secrets.session_token.as_deref(), Some("e"));
+        assert_eq!(s3("s3://h/b", &root).secrets.unwrap().access_key, "c");
+        assert!(!format!("{secrets:?}").contains('b'), "{secrets:?}");
+        for half in [access[0], access[1], root[0], root[1]] {
+            assert!(parse("s3://h/b", &[half]).unwrap_err().contains("is not"), "{half:?}");
+        }
+    }
+
+    #[test]
+    fn encryption_is_what_the_settings_say() {
+        let encryption = |variables| s3("s3://h/b", variables).encryption;
+        assert_eq!(encryption(&[("LOCKD_S3_SSE", "AES256")]), Encryption::Managed);
+        assert_eq!(encryption(&[("LOCKD_S3_SSE", "aws:kms")]), Encryption::Kms(None));
+        let named = Encryption::Kms(Some("k".to_owned()));
+        assert_eq!(encryption(&[("LOCKD_S3_KMS_KEY_ID", "k")]), named);
+        assert_eq!(
+            s3("s3://h/b?kms-key-id=k", &[("LOCKD_S3_KMS_KEY_ID", "other")]).encryption,
+            named
+        );
+        assert!(parse("s3://h/b?kms-key-id=k", &[("LOCKD_S3_SSE", "AES256")]).is_err());
+        assert!(parse("s3://h/b", &[("LOCKD_S3_SSE", "rot13")]).is_err());
+    }
+}
