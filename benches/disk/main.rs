@@ -46,6 +46,9 @@ mod report;
 #[path = "../load/run.rs"]
 mod run;
 #[allow(dead_code, reason = "as above")]
+#[path = "../load/subscribe.rs"]
+mod subscribe;
+#[allow(dead_code, reason = "as above")]
 #[path = "../load/workload.rs"]
 mod workload;
 

@@ -34,6 +34,8 @@ mod report;
 #[cfg(target_os = "linux")]
 mod run;
 #[cfg(target_os = "linux")]
+mod subscribe;
+#[cfg(target_os = "linux")]
 mod workload;
 
 #[cfg(target_os = "linux")]

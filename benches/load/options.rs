@@ -8,7 +8,7 @@ use std::time::Duration;
 use lexopt::{Arg, Parser, ValueExt};
 use lockd_client::wire::DEFAULT_PORT;
 
-use crate::workload::{DOCUMENT_BYTES_MIN, Workload};
+use crate::workload::{DOCUMENT_BYTES_MIN, STAMP_BYTES, Workload};
 
 /// What `--help` prints.
 pub(crate) const HELP: &str = "\
@@ -23,6 +23,8 @@ What to do
       lease               acquire (not waiting), release                      2 requests (the default)
       lock                acquire, update, release                            3 requests
       public-read         GET /v1/get?public=1 of one prepared key            1 request
+      queue               enqueue, dequeue, ack                               3 requests
+      queue-subscribe     enqueue on each connection; subscribers that ack    2 requests, and a stream each
       parked              acquires that wait on held keys, then one wake-up after the other; stands alone
   --rounds N            how often the workloads take turns (1)
   --connections N       connections kept open; with parked, waiting requests (32)
@@ -37,6 +39,10 @@ What to send
   --keys N              keys to take turns over (one per connection; with parked: 1)
   --contended           one key for all, same as --keys 1
   --document-bytes N    size of the JSON state of lock and public-read (512, at least 18)
+  --queues N            with queue: queues to take turns over (1)
+  --payload-bytes N     size of a message (512, at least 20)
+  --subscribers N       with queue-subscribe: streams (as many as connections)
+  --prefetch N          with queue-subscribe: messages that each leases ahead, 1 to 64 (16)
   --ttl S               life of a lease in seconds (60; with parked: 1800)
   --block S             block_seconds of acquire: -1 not waiting, 0 without limit (-1; with parked: 0)
   --namespace NAME      (default)
@@ -89,6 +95,10 @@ pub(crate) struct Options {
     pub(crate) rate: Option<f64>,
     pub(crate) keys: u64,
     pub(crate) document_bytes: usize,
+    pub(crate) queues: u64,
+    pub(crate) payload_bytes: usize,
+    pub(crate) subscribers: usize,
+    pub(crate) prefetch: usize,
     pub(crate) ttl_seconds: i64,
     pub(crate) block_seconds: i64,
     pub(crate) namespace: String,
@@ -144,6 +154,7 @@ fn read(mut parser: Parser) -> Result<Options, UsageError> {
     let (mut rounds, mut connections, mut threads) = (1, 32, 2);
     let (mut seconds, mut operations, mut warmup) = (None, None, 1.0);
     let (mut rate, mut keys, mut document_bytes) = (None, None, 512);
+    let (mut queues, mut payload_bytes, mut subscribers, mut prefetch) = (1, 512, None, 16);
     let (mut ttl_seconds, mut block_seconds) = (None, None);
     let mut namespace = lockd_client::wire::DEFAULT_NAMESPACE.to_owned();
     let (mut pid, mut settle, mut json) = (None, 2.0, false);
@@ -165,6 +176,10 @@ fn read(mut parser: Parser) -> Result<Options, UsageError> {
             "keys" => keys = Some(parser.value()?.parse_with(at_least_one)? as u64),
             "contended" => keys = Some(1),
             "document-bytes" => document_bytes = parser.value()?.parse()?,
+            "queues" => queues = parser.value()?.parse_with(at_least_one)? as u64,
+            "payload-bytes" => payload_bytes = parser.value()?.parse()?,
+            "subscribers" => subscribers = Some(parser.value()?.parse_with(at_least_one)?),
+            "prefetch" => prefetch = parser.value()?.parse_with(at_least_one)?,
             "ttl" => ttl_seconds = Some(parser.value()?.parse()?),
             "block" => block_seconds = Some(parser.value()?.parse()?),
             "namespace" => namespace = parser.value()?.string()?,
@@ -194,6 +209,14 @@ fn read(mut parser: Parser) -> Result<Options, UsageError> {
             "parked knows no --rate, --operations or --seconds".to_owned(),
         ));
     }
+    if workloads.contains(&Workload::QueueSubscribe) && rate.is_some() {
+        return Err(UsageError("queue-subscribe knows no --rate".to_owned()));
+    }
+    if payload_bytes < STAMP_BYTES || 64 < prefetch {
+        return Err(UsageError(format!(
+            "--payload-bytes is at least {STAMP_BYTES}, --prefetch at most 64"
+        )));
+    }
     let limit = match (seconds, operations) {
         (Some(_), Some(_)) => return Err(UsageError("either --seconds or --operations".to_owned())),
         (None, Some(count)) => Limit::Operations(count),
@@ -216,6 +239,10 @@ fn read(mut parser: Parser) -> Result<Options, UsageError> {
         rate,
         keys: keys.unwrap_or(if parked { 1 } else { connections as u64 }),
         document_bytes,
+        queues,
+        payload_bytes,
+        subscribers: subscribers.unwrap_or(connections),
+        prefetch,
         ttl_seconds: ttl_seconds.unwrap_or(if parked { 1800 } else { 60 }),
         block_seconds: block_seconds.unwrap_or(if parked { 0 } else { -1 }),
         namespace,

@@ -15,6 +15,7 @@ use crate::options::Options;
 use crate::parked;
 use crate::process::{Process, allow_open_files};
 use crate::report::{self, Cpu, Measured};
+use crate::subscribe;
 use crate::workload::{Lease, Phrases, Workload};
 
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
@@ -55,7 +56,8 @@ impl std::error::Error for RunError {
 
 /// Measures, and returns the report.
 pub(crate) fn run(options: &Options) -> Result<(String, Verdict), RunError> {
-    let files = options.connections as u64 + options.keys.min(options.connections as u64) + 64;
+    let subscribers = 2 * options.subscribers as u64;
+    let files = options.connections as u64 + options.keys.min(options.connections as u64) + subscribers + 64;
     allow_open_files(files).map_err(RunError::when("raising the limit of open files"))?;
     let clock = SystemClock::new();
     if options.workloads == [Workload::Parked] {
@@ -90,7 +92,10 @@ pub(crate) fn measure_all(options: &Options, clock: &SystemClock) -> Result<Vec<
             if !options.json {
                 eprintln!("round {number} of {}: {} ...", options.rounds, workload.name());
             }
-            round.push(measure(*workload, options, &phrases, clock)?);
+            round.push(match workload {
+                Workload::QueueSubscribe => subscribe::measure(options, &phrases, clock)?,
+                workload => measure(*workload, options, &phrases, clock)?,
+            });
         }
         rounds.push(round);
     }

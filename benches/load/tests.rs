@@ -17,6 +17,7 @@ mod process;
 mod report;
 mod run;
 mod scripted;
+mod subscribe;
 mod units;
 mod workload;
 
@@ -79,6 +80,55 @@ fn every_operation_of_a_workload_is_counted_with_its_requests() {
             assert_eq!(server.held(), 0, "{workload} leaves no lease behind");
         }
     }
+}
+
+/// A real server, because a queue is more than a script.
+fn queue_server() -> lockd::testing::TestServer {
+    lockd::testing::TestServer::builder().start().unwrap()
+}
+
+fn measure_queue(server: &lockd::testing::TestServer, arguments: &str) -> Measured {
+    let line = format!("--bench --url {} --warmup 0 {arguments}", server.url());
+    let Ok(Command::Run(options)) = command(&line) else {
+        panic!("{line}")
+    };
+    let mut rounds = run::measure_all(&options, &SystemClock::new()).unwrap();
+    rounds.remove(0).remove(0)
+}
+
+#[test]
+fn every_message_of_a_queue_is_enqueued_dequeued_and_acknowledged() {
+    let server = queue_server();
+    for queues in [1, 3] {
+        let arguments =
+            format!("--workload queue --connections 4 --operations 60 --payload-bytes 20 --queues {queues}");
+        let measured = measure_queue(&server, &arguments);
+        assert_eq!(errors(&measured), []);
+        assert_eq!((measured.tally.operations, measured.tally.requests), (60, 180));
+        assert_eq!(measured.tally.latency_ns.len(), 60);
+    }
+}
+
+#[test]
+fn subscribers_get_and_acknowledge_what_producers_put_in() {
+    let server = queue_server();
+    for subscribers in [1, 3] {
+        let arguments = format!(
+            "--workload queue-subscribe --connections 2 --operations 100 --payload-bytes 3000 --prefetch 4 --subscribers \
+             {subscribers}"
+        );
+        let measured = measure_queue(&server, &arguments);
+        assert_eq!(errors(&measured), []);
+        assert_eq!((measured.tally.operations, measured.tally.requests), (100, 200));
+        assert_eq!(measured.tally.latency_ns.len(), 100);
+        assert!(0.0 < measured.seconds);
+    }
+    let timed = measure_queue(&server, "--workload queue-subscribe --connections 2 --seconds 0.3");
+    assert!(
+        0 < timed.tally.operations && errors(&timed).is_empty(),
+        "{:?}",
+        errors(&timed)
+    );
 }
 
 #[test]
@@ -394,6 +444,9 @@ fn command_lines_are_checked_before_anything_is_connected() {
         &format!("{url} --seconds -1"),
         &format!("{url} --seconds 1e300"),
         &format!("{url} --document-bytes 17"),
+        &format!("{url} --payload-bytes 19"),
+        &format!("{url} --prefetch 65"),
+        &format!("{url} --workload queue-subscribe --rate 5"),
         &format!("{url} --unknown"),
         &format!("{url} stray"),
     ] {

@@ -8,6 +8,12 @@ use crate::http::{Answer, json_field};
 use crate::measure::Errors;
 use crate::options::Options;
 
+/// The digits at the beginning of each payload, and thus the shortest payload.
+pub(crate) const STAMP_BYTES: usize = 20;
+/// How long a dequeue waits. There is always a message for it, but perhaps not yet.
+const DEQUEUE_WAIT_SECONDS: u64 = 20;
+const BOUNDARY: &str = "b0undary-of-the-load-generator-4c1f3a";
+
 /// The shortest document: `{"n":"` and ten digits and `"}`.
 pub(crate) const DOCUMENT_BYTES_MIN: usize = 18;
 
@@ -18,6 +24,9 @@ pub(crate) enum Workload {
     Lease,
     Lock,
     PublicRead,
+    Queue,
+    /// Not a conversation that repeats; see the module `subscribe`.
+    QueueSubscribe,
     /// Not a conversation that repeats; see the module `parked`.
     Parked,
 }
@@ -25,10 +34,18 @@ pub(crate) enum Workload {
 impl Workload {
     /// The workload of this name.
     pub(crate) fn named(name: &str) -> Result<Self, String> {
-        let all = [Self::Health, Self::Lease, Self::Lock, Self::PublicRead, Self::Parked];
-        all.into_iter()
-            .find(|workload| workload.name() == name)
-            .ok_or_else(|| "the workloads are health, lease, lock, public-read and parked".to_owned())
+        let all = [
+            Self::Health,
+            Self::Lease,
+            Self::Lock,
+            Self::PublicRead,
+            Self::Queue,
+            Self::QueueSubscribe,
+            Self::Parked,
+        ];
+        all.into_iter().find(|workload| workload.name() == name).ok_or_else(|| {
+            "the workloads are health, lease, lock, public-read, queue, queue-subscribe and parked".to_owned()
+        })
     }
 
     /// Its name on the command line and in reports.
@@ -38,6 +55,8 @@ impl Workload {
             Self::Lease => "lease",
             Self::Lock => "lock",
             Self::PublicRead => "public-read",
+            Self::Queue => "queue",
+            Self::QueueSubscribe => "queue-subscribe",
             Self::Parked => "parked",
         }
     }
@@ -52,6 +71,7 @@ pub(crate) struct Phrases {
     ttl_seconds: i64,
     block_seconds: i64,
     document_bytes: usize,
+    payload_bytes: usize,
 }
 
 impl Phrases {
@@ -64,6 +84,7 @@ impl Phrases {
             ttl_seconds: options.ttl_seconds,
             block_seconds: options.block_seconds,
             document_bytes: options.document_bytes,
+            payload_bytes: options.payload_bytes,
         }
     }
 
@@ -160,6 +181,91 @@ impl Phrases {
         push(out, format_args!("Host: {host}\r\n\r\n"));
     }
 
+    /// The same for enqueue. The payload begins with this number.
+    pub(crate) fn enqueue(&self, out: &mut Vec<u8>, queue: u64, stamp: u64) {
+        let Self {
+            host,
+            namespace,
+            key_prefix,
+            payload_bytes,
+            ..
+        } = self;
+        let head = format!(
+            "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"meta\"\r\nContent-Type: application/json\r\n\r\n\
+             {{\"namespace\":\"{namespace}\",\"queue\":\"{key_prefix}-{queue:08}\"}}\r\n--{BOUNDARY}\r\n\
+             Content-Disposition: form-data; name=\"payload\"\r\n\r\n"
+        );
+        let tail = format!("\r\n--{BOUNDARY}--\r\n");
+        let length = head.len() + payload_bytes + tail.len();
+        out.clear();
+        push(
+            out,
+            format_args!(
+                "POST /v1/queue/enqueue HTTP/1.1\r\nHost: {host}\r\n\
+                 Content-Type: multipart/related; boundary={BOUNDARY}\r\nContent-Length: {length}\r\n\r\n"
+            ),
+        );
+        out.extend_from_slice(head.as_bytes());
+        push(out, format_args!("{stamp:0STAMP_BYTES$}"));
+        out.resize(out.len() + payload_bytes - STAMP_BYTES, b'x');
+        out.extend_from_slice(tail.as_bytes());
+    }
+
+    /// The same for dequeue.
+    pub(crate) fn dequeue(&self, out: &mut Vec<u8>, queue: u64) {
+        self.take(out, "/v1/queue/dequeue", queue, "bench", DEQUEUE_WAIT_SECONDS, 1);
+    }
+
+    /// The same for subscribe, waiting without limit.
+    pub(crate) fn subscribe(&self, out: &mut Vec<u8>, queue: u64, owner: usize, prefetch: usize) {
+        let owner = format!("bench-{owner}");
+        self.take(out, "/v1/queue/subscribe", queue, &owner, 0, prefetch);
+    }
+
+    fn take(&self, out: &mut Vec<u8>, path: &str, queue: u64, owner: &str, wait_seconds: u64, page: usize) {
+        let Self {
+            namespace,
+            key_prefix,
+            ttl_seconds,
+            ..
+        } = self;
+        self.post_json(out, path, "", |out| {
+            push(
+                out,
+                format_args!(r#"{{"namespace":"{namespace}","queue":"{key_prefix}-{queue:08}","owner":"{owner}","#),
+            );
+            push(
+                out,
+                format_args!(
+                    r#""visibility_timeout_seconds":{ttl_seconds},"wait_seconds":{wait_seconds},"page_size":{page}}}"#
+                ),
+            );
+        });
+    }
+
+    /// The same for ack.
+    pub(crate) fn ack(&self, out: &mut Vec<u8>, queue: u64, delivery: &Delivery) {
+        let Self {
+            namespace, key_prefix, ..
+        } = self;
+        let Delivery { message, lease, etag } = delivery;
+        self.post_json(out, "/v1/queue/ack", "", |out| {
+            push(
+                out,
+                format_args!(
+                    r#"{{"namespace":"{namespace}","queue":"{key_prefix}-{queue:08}","message_id":"{message}","#
+                ),
+            );
+            push(
+                out,
+                format_args!(
+                    r#""lease_id":"{}","txn_id":"{}","fencing_token":{},"meta_etag":"{etag}"}}"#,
+                    lease.id, lease.txn, lease.token
+                ),
+            );
+        });
+    }
+
     fn post_json(&self, out: &mut Vec<u8>, path: &str, token: &str, body: impl FnOnce(&mut Vec<u8>)) {
         out.clear();
         push(out, format_args!("POST {path} HTTP/1.1\r\nHost: {}\r\n", self.host));
@@ -210,6 +316,28 @@ impl Lease {
     }
 }
 
+/// What a delivery says that an ack needs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Delivery {
+    message: String,
+    lease: Lease,
+    etag: String,
+}
+
+impl Delivery {
+    /// Takes it from the body of a delivery, of which the description comes first. False if a field is missing.
+    pub(crate) fn read(&mut self, body: &[u8]) -> bool {
+        let fields = [("message_id", &mut self.message), ("meta_etag", &mut self.etag)];
+        let found = fields.into_iter().all(|(name, field)| {
+            field.clear();
+            let value = json_field(body, name).and_then(|value| str::from_utf8(value).ok());
+            field.push_str(value.unwrap_or_default());
+            !field.is_empty()
+        });
+        found && self.lease.read(body)
+    }
+}
+
 /// The keys of one connection, one after the other. While there are at least as many keys as connections, no two
 /// connections share one.
 #[derive(Debug, Clone)]
@@ -248,6 +376,9 @@ enum Asked {
     Acquire,
     Update,
     Release,
+    Enqueue,
+    Dequeue,
+    Ack,
 }
 
 /// What to do after an answer.
@@ -267,6 +398,7 @@ pub(crate) struct Conversation {
     keys: KeyCycle,
     asked: Asked,
     lease: Lease,
+    delivery: Delivery,
     number: u64,
     refused: bool,
     request: Vec<u8>,
@@ -275,10 +407,10 @@ pub(crate) struct Conversation {
 impl Conversation {
     /// The conversation of the connection with this number.
     pub(crate) fn new(workload: Workload, phrases: &Phrases, options: &Options, connection: usize) -> Self {
-        let keys = if workload == Workload::PublicRead {
-            1
-        } else {
-            options.keys
+        let keys = match workload {
+            Workload::PublicRead => 1,
+            Workload::Queue => options.queues,
+            _ => options.keys,
         };
         let mut conversation = Self {
             workload,
@@ -286,6 +418,7 @@ impl Conversation {
             keys: KeyCycle::new(connection as u64, options.connections as u64, keys),
             asked: Asked::Only,
             lease: Lease::default(),
+            delivery: Delivery::default(),
             number: 0,
             refused: false,
             request: Vec::new(),
@@ -304,6 +437,10 @@ impl Conversation {
         if matches!(self.workload, Workload::Lease | Workload::Lock) {
             self.asked = Asked::Acquire;
             self.phrases.acquire(&mut self.request, self.keys.current);
+        }
+        if self.workload == Workload::Queue {
+            self.asked = Asked::Enqueue;
+            self.phrases.enqueue(&mut self.request, self.keys.current, self.number);
         }
     }
 
@@ -337,7 +474,21 @@ impl Conversation {
                 self.refused = !success;
                 return self.release();
             }
-            Asked::Only | Asked::Acquire | Asked::Release => {}
+            Asked::Enqueue if success => {
+                self.asked = Asked::Dequeue;
+                self.phrases.dequeue(&mut self.request, self.keys.current);
+                return Next::Send;
+            }
+            Asked::Dequeue if success => {
+                if self.delivery.read(answer.body) {
+                    self.asked = Asked::Ack;
+                    self.phrases.ack(&mut self.request, self.keys.current, &self.delivery);
+                    return Next::Send;
+                }
+                errors.other("dequeue answered without a field that ack needs");
+                success = false;
+            }
+            Asked::Only | Asked::Acquire | Asked::Release | Asked::Enqueue | Asked::Dequeue | Asked::Ack => {}
         }
         self.keys.advance();
         Next::Over(success && !self.refused)
