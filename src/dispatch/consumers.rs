@@ -5,7 +5,6 @@
 //! for a moment; see [`credit`](super::credit).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,6 +12,7 @@ use super::Parked;
 use super::credit::StreamId;
 use crate::clock::Moment;
 use crate::keys::QueueId;
+use crate::net::peer::Peer;
 
 /// Names a consumer while it is with the dispatcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -256,7 +256,7 @@ impl<C: Parked> Line<C> {
     }
 
     /// Everybody with a client whose connection can be checked.
-    pub(super) fn peers(&self) -> impl Iterator<Item = (ConsumerId, SocketAddr)> {
+    pub(super) fn peers(&self) -> impl Iterator<Item = (ConsumerId, Peer)> {
         let all = self.order.values().chain(self.aside.values());
         all.filter_map(|consumer| Some((consumer.id, consumer.parked.peer()?)))
     }

@@ -7,7 +7,6 @@
 //! came, so it never misses what was there before it; see [`one_queue`](super::one_queue).
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use crate::clock::Moment;
 use crate::error::Error;
 use crate::keys::{MessageId, QueueId};
 use crate::logging::Logger;
+use crate::net::peer::Peer;
 
 const SYS: &str = "queue.dispatcher.core";
 /// The wall clock may jump: what waits for a wall time is looked at again after this at the latest.
@@ -87,7 +87,7 @@ pub enum QueueJob<C> {
     /// Its client is gone: let go of it.
     Discard(Consumer<C>),
     /// Find out which of these clients are gone, and report them.
-    CheckPeers(Vec<(ConsumerId, SocketAddr)>),
+    CheckPeers(Vec<(ConsumerId, Peer)>),
 }
 
 impl<C> QueueJob<C> {

@@ -1,3 +1,5 @@
+use std::net::SocketAddr;
+
 use parking_lot::Mutex;
 use uuid::Uuid;
 
@@ -15,8 +17,8 @@ use crate::store::StoreError;
 struct Client(u16);
 
 impl Parked for Client {
-    fn peer(&self) -> Option<SocketAddr> {
-        (self.0 < 1000).then(|| SocketAddr::from(([127, 0, 0, 1], 1000 + self.0)))
+    fn peer(&self) -> Option<Peer> {
+        (self.0 < 1000).then(|| SocketAddr::from(([127, 0, 0, 1], 1000 + self.0)).into())
     }
 }
 
@@ -459,7 +461,7 @@ fn clients_are_asked_for_and_those_that_are_gone_get_nothing() {
         other => panic!("{other:?}"),
     };
     assert_eq!(peers.len(), 2);
-    let gone = peers.iter().find(|(_, peer)| peer.port() == 1001).unwrap().0;
+    let gone = peers.iter().find(|(_, peer)| peer.address.port() == 1001).unwrap().0;
     bench.with(|desk, _, out| desk.gone(&[gone], out));
     assert_eq!(bench.told(), ["discard 1"]);
     bench.enqueue(1);

@@ -38,7 +38,6 @@ mod trial;
 mod waiters;
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -62,6 +61,7 @@ use crate::error::Error;
 use crate::keys::{MessageId, QueueId};
 use crate::lease::table::LeaseEnds;
 use crate::logging::Logger;
+use crate::net::peer::Peer;
 use crate::queue::QueueChanges;
 use crate::store::RecordKey;
 use crate::threads;
@@ -78,7 +78,7 @@ const SLOW_TURN: Duration = Duration::from_millis(50);
 /// What the dispatcher must know of a request that it parks.
 pub trait Parked: Send + 'static {
     /// The client's address, if it has one that can be checked.
-    fn peer(&self) -> Option<SocketAddr>;
+    fn peer(&self) -> Option<Peer>;
 }
 
 /// Names a parked request.
@@ -176,7 +176,7 @@ pub enum Job<P> {
     /// Its client is gone: let go of it.
     Discard(Waiter<P>),
     /// Find out which of these clients are gone, and report with [`Dispatcher::gone`].
-    CheckPeers(Vec<(WaiterId, SocketAddr)>),
+    CheckPeers(Vec<(WaiterId, Peer)>),
 }
 
 /// Which keys somebody waits for. Written by the dispatcher, read by everybody who ends a lease or wants one.

@@ -5,12 +5,12 @@
 //! to be tried, and while it is out the others stay.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Job, Outcome, Parked, WaitHint, Waiter, WaiterId};
 use crate::clock::Moment;
+use crate::net::peer::Peer;
 use crate::store::RecordKey;
 
 /// How often to look again although nothing was heard.
@@ -187,7 +187,7 @@ impl<P: Parked> Waiters<P> {
             }
         }
         if self.next_peer_check.is_some_and(|at| at <= now) {
-            let peers: Vec<(WaiterId, SocketAddr)> = self
+            let peers: Vec<(WaiterId, Peer)> = self
                 .parked
                 .values()
                 .filter_map(|waiter| Some((waiter.id, waiter.parked.peer()?)))

@@ -1,10 +1,12 @@
+use std::net::SocketAddr;
+
 use super::*;
 
 struct Request(u32);
 
 impl Parked for Request {
-    fn peer(&self) -> Option<SocketAddr> {
-        (self.0 < 1000).then(|| SocketAddr::from(([127, 0, 0, 1], 1000 + self.0 as u16)))
+    fn peer(&self) -> Option<Peer> {
+        (self.0 < 1000).then(|| SocketAddr::from(([127, 0, 0, 1], 1000 + self.0 as u16)).into())
     }
 }
 

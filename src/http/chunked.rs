@@ -143,7 +143,7 @@ impl Drop for Chunked {
     /// Cuts the connection of an answer that was not finished, so that its client sees that it is not whole.
     fn drop(&mut self) {
         if !self.is_finished {
-            self.edge.sever(self.way.peer().as_slice());
+            self.edge.sever(self.way.address().as_slice());
         }
     }
 }

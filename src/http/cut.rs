@@ -60,7 +60,7 @@ impl Exchange {
     fn whole_answer(&self, edge: &Edge, reply: Reply) -> Vec<u8> {
         let way = Way {
             correlation_id: self.correlation_id().to_owned(),
-            peer: self.peer(),
+            peer: self.peer().map(Into::into),
             head_only: *self.method() == Method::Head,
             keeps_alive_1_0: false,
             is_last: true,

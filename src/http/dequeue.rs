@@ -1,7 +1,6 @@
 //! Dequeue and the beginning of subscriptions: a consumer is parked with the dispatcher, gets messages suggested, and is
 //! answered by whichever worker leased them.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use crate::error::Error;
 use crate::ids::Xid;
 use crate::keys::QueueId;
 use crate::lease::rules::clamp_ttl;
+use crate::net::peer::Peer;
 use crate::queue::{DeliverRequest, Delivered};
 
 const SYS: &str = "api.http.router.queue";
@@ -39,14 +39,14 @@ pub(super) enum Guest {
     /// A thread that waits for its answer.
     Thread {
         /// Its client.
-        peer: Option<SocketAddr>,
+        peer: Option<Peer>,
         /// The way to it.
         mailbox: Sender<QueueJob<ParkedConsumer>>,
     },
 }
 
 impl Parked for ParkedConsumer {
-    fn peer(&self) -> Option<SocketAddr> {
+    fn peer(&self) -> Option<Peer> {
         match &self.0 {
             Guest::Dequeue(parked) => parked.responder.peer(),
             Guest::Stats(parked) => parked.responder.peer(),
@@ -175,7 +175,10 @@ fn block_mode(wait_seconds: i64) -> String {
 
 impl Service {
     /// Hands a consumer over to the dispatcher.
-    pub(super) fn wait_for_messages(&self, responder: Responder, wanted: WantedMessages) {
+    pub(super) fn wait_for_messages(&self, mut responder: Responder, wanted: WantedMessages) {
+        if wanted.patience != Patience::None {
+            responder.park(&self.edge);
+        }
         let wish = Wish {
             queue: wanted.queue.clone(),
             purpose: Purpose::Take {

@@ -13,7 +13,7 @@ use socket2::Socket;
 use super::crew::Crew;
 use crate::clock::{Moment, SharedClock};
 use crate::logging::Logger;
-use crate::net::peer::{PeerProbe, PeerState};
+use crate::net::peer::{Mark, Peer, PeerProbe, PeerState};
 use crate::net::sever::{self, ListenerAddr};
 
 /// Shared by intake and workers.
@@ -123,8 +123,8 @@ impl Edge {
     }
 
     /// True when this client certainly has gone. What cannot be found out counts as still there.
-    pub fn is_gone(&self, peer: Option<SocketAddr>) -> bool {
-        let Some(peer) = peer else { return false };
+    pub fn is_gone(&self, peer: Option<impl Into<Peer>>) -> bool {
+        let Some(peer) = peer.map(Into::into) else { return false };
         match &self.address {
             ListenerAddr::Tcp(local) if local.ip().is_unspecified() => {
                 !self.peers.gone_among(local.port(), &[peer]).is_empty()
@@ -135,10 +135,18 @@ impl Edge {
     }
 
     /// Those of these clients that certainly have gone.
-    pub fn gone_among(&self, peers: &[SocketAddr]) -> Vec<SocketAddr> {
+    pub fn gone_among(&self, peers: &[Peer]) -> Vec<Peer> {
         match &self.address {
             ListenerAddr::Tcp(local) => self.peers.gone_among(local.port(), peers),
             ListenerAddr::Unix(_) => Vec::new(),
+        }
+    }
+
+    /// Tells the connection of this client from a later one from the same address; `None` when that cannot be known.
+    pub fn mark(&self, peer: SocketAddr) -> Option<Mark> {
+        match &self.address {
+            ListenerAddr::Tcp(local) => self.peers.mark(*local, peer),
+            ListenerAddr::Unix(_) => None,
         }
     }
 

@@ -24,6 +24,7 @@ use super::responder::{Responder, Way};
 use super::turns::{DROPPABLE_BODY_BYTES, Incoming, SafeRequest, Turn};
 use crate::clock::Moment;
 use crate::error::Error;
+use crate::net::peer::Peer;
 
 /// A body may take this long in any case.
 const BODY_TIME: Duration = Duration::from_secs(30);
@@ -249,7 +250,7 @@ impl Exchange {
         let is_1_0 = *self.request.http_version() <= HTTPVersion(1, 0);
         let is_last = says("close") || says("upgrade") || is_1_0 && !says("keep-alive");
         let way = Way {
-            peer: self.peer(),
+            peer: self.peer().map(Peer::from),
             head_only: *self.request.method() == Method::Head,
             keeps_alive_1_0: is_1_0 && !is_last,
             is_last,

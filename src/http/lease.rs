@@ -1,6 +1,5 @@
 //! Acquire, keepalive, release.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use lockd_client::wire::{
@@ -21,6 +20,7 @@ use crate::keys::{Namespace, echoed_key};
 use crate::lease::rules::{Credentials, Reason};
 use crate::lease::table::KeyName;
 use crate::lease::{Released, Wanted};
+use crate::net::peer::Peer;
 use crate::record::KeyRecord;
 
 /// An acquire that waits.
@@ -31,7 +31,7 @@ pub struct ParkedAcquire {
 }
 
 impl Parked for ParkedAcquire {
-    fn peer(&self) -> Option<SocketAddr> {
+    fn peer(&self) -> Option<Peer> {
         self.responder.peer()
     }
 }
@@ -123,7 +123,8 @@ pub(super) fn acquire(service: &Service, exchange: &mut Exchange) -> Result<Next
 
 impl Service {
     /// Parks an acquire with the dispatcher.
-    pub(super) fn park(&self, responder: Responder, waiting: WaitingAcquire) {
+    pub(super) fn park(&self, mut responder: Responder, waiting: WaitingAcquire) {
+        responder.park(&self.edge);
         let WaitingAcquire {
             wanted,
             echoed_key,

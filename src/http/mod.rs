@@ -260,7 +260,7 @@ impl Service {
     pub fn take(&self, request: Request) {
         let incoming = Incoming::new(request, self.edge.enter());
         let peer = incoming.peer();
-        match (self.turns.enter(incoming), peer) {
+        match (self.turns.enter(incoming, |peer| self.edge.mark(peer)), peer) {
             (Place::First(incoming, turn), _) => self.admit(incoming, turn),
             (Place::Waits { is_too_long: true }, Some(peer)) => self.queue.push(Work::CutOff(peer)),
             (Place::Waits { .. }, _) => {}
@@ -270,7 +270,7 @@ impl Service {
             // The client has connected anew from the same port.
             (Place::Ended(incoming), peer) => {
                 peer.into_iter().for_each(|peer| self.turns.renew(peer));
-                if let Place::First(incoming, turn) = self.turns.enter(incoming) {
+                if let Place::First(incoming, turn) = self.turns.enter(incoming, |_| None) {
                     self.admit(incoming, turn);
                 }
             }

@@ -11,11 +11,12 @@ use super::chunked::Chunked;
 use super::edge::{Edge, UnderWay};
 use super::reply::{Reply, ReplyBody};
 use super::turns::Turn;
+use crate::net::peer::Peer;
 
 /// What an answer depends on besides its content.
 pub(super) struct Way {
     pub(super) correlation_id: String,
-    pub(super) peer: Option<SocketAddr>,
+    pub(super) peer: Option<Peer>,
     /// The client wants the head alone.
     pub(super) head_only: bool,
     /// A client of HTTP/1.0 has asked to keep the connection.
@@ -31,7 +32,7 @@ pub struct Responder {
     // Dropped in this order: the answer is complete before the next request gets its turn.
     writer: Option<Box<dyn Write + Send>>,
     _under_way: UnderWay,
-    _turn: Turn,
+    turn: Turn,
     way: Way,
 }
 
@@ -40,7 +41,7 @@ impl Responder {
         Self {
             writer: Some(writer),
             _under_way: under_way,
-            _turn: turn,
+            turn,
             way,
         }
     }
@@ -50,9 +51,27 @@ impl Responder {
         &self.way.correlation_id
     }
 
-    /// The client's address, where there is one.
-    pub fn peer(&self) -> Option<SocketAddr> {
+    /// The client, where it has an address.
+    pub fn peer(&self) -> Option<Peer> {
         self.way.peer
+    }
+
+    /// The client's address, where there is one.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.way.peer.map(|peer| peer.address)
+    }
+
+    /// From here on the request waits for something. Its client may go, and come again from the same address, before
+    /// anybody looks: so its connection is marked.
+    pub(super) fn park(&mut self, edge: &Edge) {
+        if let Some(peer) = &mut self.way.peer
+            && peer.mark.is_none()
+        {
+            peer.mark = edge.mark(peer.address);
+            if let Some(mark) = peer.mark {
+                self.turn.park(mark);
+            }
+        }
     }
 
     /// Answers. An error means that the client certainly has not received all of it.
@@ -79,7 +98,7 @@ impl Responder {
                 let sent = io::copy(&mut Read::by_ref(&mut reader).take(length), &mut writer)?;
                 if sent < length {
                     // The length is announced already: all that is left is to cut the connection.
-                    edge.sever(self.way.peer.as_slice());
+                    edge.sever(self.address().as_slice());
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
             }

@@ -141,8 +141,15 @@ impl Service {
         }
     }
 
-    fn run_stream(self: Arc<Self>, id: StreamId, responder: Responder, wanted: WantedMessages, first: Vec<Delivered>) {
+    fn run_stream(
+        self: Arc<Self>,
+        id: StreamId,
+        mut responder: Responder,
+        wanted: WantedMessages,
+        first: Vec<Delivered>,
+    ) {
         let writer = DeliveryWriter::new();
+        responder.park(&self.edge);
         let peer = responder.peer();
         let reply = Reply::empty(200).with("Content-Type", writer.content_type());
         let Ok(mut answer) = responder.begin(&self.edge, reply) else {

@@ -8,7 +8,9 @@
 //! A turn can also end a connection for good: when it is not known where the next request begins, what the library still
 //! reads as requests must not be obeyed.
 //!
-//! A connection is known by its peer's address. On a unix socket there is none: there, everybody has their turn at once.
+//! A connection is known by its peer's address. A client that aborts may come again from the same address while a request
+//! of the connection before is still parked here; whoever parks leaves a mark that tells the two apart. On a unix socket
+//! there is no address: there, everybody has their turn at once.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -22,6 +24,7 @@ use tiny_http::Request;
 
 use super::edge::UnderWay;
 use crate::clock::Moment;
+use crate::net::peer::Mark;
 
 /// Longest line of requests behind the one that has the turn. A client that sends more is cut off.
 const WAITING_MAX: usize = 256;
@@ -105,9 +108,22 @@ pub struct Turns {
 #[derive(Default)]
 struct Connections {
     /// Those with a request under treatment, and what waits behind it.
-    lines: HashMap<SocketAddr, VecDeque<Incoming>>,
+    lines: HashMap<SocketAddr, Line>,
+    /// What waits on connections that are gone, but for a request that is still parked.
+    displaced: HashMap<u64, VecDeque<Incoming>>,
+    /// Lines so far.
+    count: u64,
     /// Those that were ended, since when.
     ended: HashMap<SocketAddr, Moment>,
+}
+
+/// The requests of one connection.
+struct Line {
+    /// Tells it from a later one of the same address.
+    number: u64,
+    waiting: VecDeque<Incoming>,
+    /// The mark of the connection, once the request that has the turn is parked.
+    parked_at: Option<Mark>,
 }
 
 /// What is to be done with a request that has come in.
@@ -126,7 +142,8 @@ pub(super) enum Place {
 /// The right to be treated now. Dropping it passes it on.
 pub struct Turn {
     turns: Arc<Turns>,
-    peer: Option<SocketAddr>,
+    /// The address, and the number of the line.
+    peer: Option<(SocketAddr, u64)>,
 }
 
 impl Turns {
@@ -138,8 +155,13 @@ impl Turns {
         })
     }
 
-    /// Puts a request into the line of its connection.
-    pub(super) fn enter(self: &Arc<Self>, mut incoming: Incoming) -> Place {
+    /// Puts a request into the line of its connection. Where a request of its address is parked, `mark_of` tells whether
+    /// that belongs to the same connection or to one that is gone; it is not asked otherwise.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        mut incoming: Incoming,
+        mark_of: impl Fn(SocketAddr) -> Option<Mark>,
+    ) -> Place {
         let turn = |peer| Turn {
             turns: Arc::clone(self),
             peer,
@@ -147,23 +169,41 @@ impl Turns {
         let Some(peer) = incoming.peer() else {
             return Place::First(incoming, turn(None));
         };
+        if let Some((number, parked_at)) = self.parked(peer)
+            && mark_of(peer).is_some_and(|mark| mark != parked_at)
+        {
+            self.connections.lock().displace(peer, number);
+        }
         let mut connections = self.connections.lock();
         if !connections.ended.is_empty() && connections.ended.contains_key(&peer) {
             return Place::Ended(incoming);
         }
+        connections.count += 1;
+        let number = connections.count;
         match connections.lines.entry(peer) {
             Entry::Vacant(vacant) => {
-                vacant.insert(VecDeque::new());
-                Place::First(incoming, turn(Some(peer)))
+                vacant.insert(Line {
+                    number,
+                    waiting: VecDeque::new(),
+                    parked_at: None,
+                });
+                Place::First(incoming, turn(Some((peer, number))))
             }
             Entry::Occupied(mut line) => {
                 incoming.has_waited = true;
-                line.get_mut().push_back(incoming);
+                let waiting = &mut line.get_mut().waiting;
+                waiting.push_back(incoming);
                 Place::Waits {
-                    is_too_long: line.get().len() == WAITING_MAX,
+                    is_too_long: waiting.len() == WAITING_MAX,
                 }
             }
         }
+    }
+
+    fn parked(&self, peer: SocketAddr) -> Option<(u64, Mark)> {
+        let connections = self.connections.lock();
+        let line = connections.lines.get(&peer)?;
+        Some((line.number, line.parked_at?))
     }
 
     /// Forgets that a connection was ended: its peer has opened another one.
@@ -176,38 +216,77 @@ impl Turns {
         self.connections.lock().lines.contains_key(&peer)
     }
 
-    fn pass_on(self: &Arc<Self>, peer: SocketAddr) {
-        let next = {
-            let mut connections = self.connections.lock();
-            let Entry::Occupied(mut line) = connections.lines.entry(peer) else {
-                return;
-            };
-            let next = line.get_mut().pop_front();
-            if next.is_none() {
-                line.remove();
-            }
-            next
-        };
+    fn pass_on(self: &Arc<Self>, peer: SocketAddr, number: u64) {
+        let next = self.connections.lock().next(peer, number);
         if let Some(next) = next {
             let turn = Turn {
                 turns: Arc::clone(self),
-                peer: Some(peer),
+                peer: Some((peer, number)),
             };
             (self.hand_out)(next, turn);
         }
     }
 }
 
+impl Connections {
+    /// The connection of this line is gone, and its address is that of another one.
+    fn displace(&mut self, peer: SocketAddr, number: u64) {
+        if let Entry::Occupied(line) = self.lines.entry(peer)
+            && line.get().number == number
+        {
+            let line = line.remove();
+            if !line.waiting.is_empty() {
+                self.displaced.insert(number, line.waiting);
+            }
+        }
+    }
+
+    /// What has the turn next in this line; a line without one is forgotten.
+    fn next(&mut self, peer: SocketAddr, number: u64) -> Option<Incoming> {
+        if let Entry::Occupied(mut line) = self.lines.entry(peer)
+            && line.get().number == number
+        {
+            line.get_mut().parked_at = None;
+            let next = line.get_mut().waiting.pop_front();
+            if next.is_none() {
+                line.remove();
+            }
+            return next;
+        }
+        let next = self.displaced.get_mut(&number)?.pop_front();
+        if next.is_none() {
+            self.displaced.remove(&number);
+        }
+        next
+    }
+}
+
 impl Turn {
+    /// The request that has the turn waits for something, on the connection with this mark.
+    pub(super) fn park(&self, mark: Mark) {
+        let Some((peer, number)) = self.peer else { return };
+        if let Some(line) = self.turns.connections.lock().lines.get_mut(&peer)
+            && line.number == number
+        {
+            line.parked_at = Some(mark);
+        }
+    }
+
     /// Ends the connection: nobody has a turn on it any more. To be called when its socket is shut down and the request
     /// that had the turn is gone. What waits is dropped, what still comes is [`Place::Ended`].
     pub(super) fn end_connection(mut self, now: Moment) {
-        let Some(peer) = self.peer.take() else { return };
+        let Some((peer, number)) = self.peer.take() else { return };
         let waiting = {
             let mut connections = self.turns.connections.lock();
             connections.ended.retain(|_, since| now.since(*since) < ENDED_KEPT);
-            connections.ended.insert(peer, now);
-            connections.lines.remove(&peer)
+            match connections.lines.entry(peer) {
+                Entry::Occupied(line) if line.get().number == number => {
+                    let waiting = line.remove().waiting;
+                    connections.ended.insert(peer, now);
+                    Some(waiting)
+                }
+                _ => connections.displaced.remove(&number),
+            }
         };
         // In their order, since the writer of each waits for the one before.
         drop(waiting);
@@ -216,8 +295,8 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if let Some(peer) = self.peer.take() {
-            self.turns.pass_on(peer);
+        if let Some((peer, number)) = self.peer.take() {
+            self.turns.pass_on(peer, number);
         }
     }
 }
@@ -269,13 +348,15 @@ mod tests {
     #[test]
     fn requests_of_one_connection_are_served_one_after_the_other() {
         let (turns, served, edge) = turns();
-        let mut turn = first(turns.enter(request(&edge, PEER, "/0")));
+        let mut turn = first(turns.enter(request(&edge, PEER, "/0"), |_| None));
         for path in ["/1", "/2", "/3"] {
-            let place = turns.enter(request(&edge, PEER, path));
+            let place = turns.enter(request(&edge, PEER, path), |_| None);
             assert!(matches!(place, Place::Waits { is_too_long: false }));
         }
         // Another connection knows nothing of it.
-        drop(first(turns.enter(request(&edge, "127.0.0.1:40001", "/other"))));
+        drop(first(
+            turns.enter(request(&edge, "127.0.0.1:40001", "/other"), |_| None),
+        ));
         for path in ["/1", "/2", "/3"] {
             assert!(served.lock().is_empty());
             drop(turn);
@@ -285,16 +366,16 @@ mod tests {
         }
         drop(turn);
         assert!(!turns.is_taken(PEER.parse().unwrap()));
-        drop(first(turns.enter(request(&edge, PEER, "/4"))));
+        drop(first(turns.enter(request(&edge, PEER, "/4"), |_| None)));
     }
 
     #[test]
     fn a_line_that_becomes_too_long_is_told_once() {
         let (turns, _served, edge) = turns();
-        let turn = first(turns.enter(request(&edge, PEER, "/")));
+        let turn = first(turns.enter(request(&edge, PEER, "/"), |_| None));
         let told = (0..2 * WAITING_MAX)
             .filter(|_| {
-                let place = turns.enter(request(&edge, PEER, "/"));
+                let place = turns.enter(request(&edge, PEER, "/"), |_| None);
                 matches!(place, Place::Waits { is_too_long: true })
             })
             .count();
@@ -305,14 +386,17 @@ mod tests {
     #[test]
     fn nobody_has_a_turn_on_a_connection_that_was_ended() {
         let (turns, served, edge) = turns();
-        let turn = first(turns.enter(request(&edge, PEER, "/0")));
-        turns.enter(request(&edge, PEER, "/1"));
+        let turn = first(turns.enter(request(&edge, PEER, "/0"), |_| None));
+        turns.enter(request(&edge, PEER, "/1"), |_| None);
         turn.end_connection(Moment::ZERO);
         assert!(served.lock().is_empty());
-        assert!(matches!(turns.enter(request(&edge, PEER, "/2")), Place::Ended(_)));
+        assert!(matches!(
+            turns.enter(request(&edge, PEER, "/2"), |_| None),
+            Place::Ended(_)
+        ));
         assert!(edge.wait_until_quiet(Duration::ZERO), "all of them are gone");
         turns.renew(PEER.parse().unwrap());
-        drop(first(turns.enter(request(&edge, PEER, "/3"))));
+        drop(first(turns.enter(request(&edge, PEER, "/3"), |_| None)));
     }
 
     #[test]
@@ -323,5 +407,40 @@ mod tests {
         let incoming = Incoming::new(request.into(), edge.enter());
         assert!(incoming.request.announces_too_much());
         drop(incoming);
+    }
+
+    #[test]
+    fn a_connection_from_the_address_of_one_that_is_gone_does_not_wait_for_it() {
+        let (turns, served, edge) = turns();
+        let [old, new] = marks();
+        let parked = first(turns.enter(request(&edge, PEER, "/parked"), |_| panic!("nothing is parked")));
+        parked.park(old);
+        let waits = turns.enter(request(&edge, PEER, "/behind"), |_| Some(old));
+        assert!(matches!(waits, Place::Waits { is_too_long: false }));
+        // The mark cannot be known: it waits, to be on the safe side.
+        let waits = turns.enter(request(&edge, PEER, "/unknown"), |_| None);
+        assert!(matches!(waits, Place::Waits { .. }));
+        let other = first(turns.enter(request(&edge, PEER, "/new"), |_| Some(new)));
+        assert!(turns.is_taken(PEER.parse().unwrap()));
+        // Both lines go on by themselves.
+        drop(parked);
+        for path in ["/behind", "/unknown"] {
+            let (served, turn) = served.lock().remove(0);
+            assert_eq!(served, path);
+            drop(turn);
+        }
+        let waits = turns.enter(request(&edge, PEER, "/second"), |_| Some(new));
+        assert!(matches!(waits, Place::Waits { .. }));
+        drop(other);
+        let (path, turn) = served.lock().remove(0);
+        assert_eq!(path, "/second");
+        drop(turn);
+        assert!(!turns.is_taken(PEER.parse().unwrap()));
+        assert!(turns.connections.lock().displaced.is_empty());
+    }
+
+    /// The marks of two connections.
+    fn marks() -> [Mark; 2] {
+        [Mark::for_tests(1), Mark::for_tests(2)]
     }
 }

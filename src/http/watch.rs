@@ -63,7 +63,8 @@ impl Service {
         }
     }
 
-    fn run_watch(self: Arc<Self>, responder: Responder, queue: QueueId) {
+    fn run_watch(self: Arc<Self>, mut responder: Responder, queue: QueueId) {
+        responder.park(&self.edge);
         let reply = Reply::empty(200)
             .with("Content-Type", "text/event-stream")
             .with("Cache-Control", "no-cache")

@@ -11,8 +11,11 @@
 //! find nothing at all, and would take everybody for gone. In all cases of doubt the answer is [`PeerState::Unknown`]; no
 //! question blocks and none panics.
 //!
+//! A client that aborts may connect again from the same port before anybody asks. It is told from the one before by the
+//! [`Mark`] of its socket, for whoever has asked for that in time.
+//!
 //! Left out on purpose: a machine that vanished without a FIN is found by keep-alive probes and by writing to it, not
-//! here. A client that aborts and connects again from the same port between two questions is taken for the one before.
+//! here.
 //! Unix sockets have no addresses to ask by. Everything but Linux answers `Unknown`.
 
 use std::io;
@@ -37,6 +40,40 @@ pub enum PeerState {
     Unknown,
 }
 
+/// Tells the socket of a connection from all others, also from a later one with the same addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mark(u64);
+
+#[cfg(test)]
+impl Mark {
+    /// Any mark.
+    pub(crate) fn for_tests(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// The mark of the socket on our side, if anybody has asked for it.
+    pub mark: Option<Mark>,
+}
+
+impl Peer {
+    #[cfg(target_os = "linux")]
+    fn is_another_than(&self, mark: Mark) -> bool {
+        self.mark.is_some_and(|known| known != mark)
+    }
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, mark: None }
+    }
+}
+
 /// Asks the kernel about connections. One per server; threads share it and wait for each other.
 #[derive(Default)]
 pub struct PeerProbe {
@@ -56,14 +93,19 @@ impl PeerProbe {
 
     /// The state of the connection that was accepted at `local` and came from `remote`. A `local` with a wildcard address
     /// (`0.0.0.0`, `[::]`) stands for all addresses of the machine and costs a search through its sockets.
-    pub fn state(&self, local: SocketAddr, remote: SocketAddr) -> PeerState {
-        self.kernel.state(local, remote).unwrap_or(PeerState::Unknown)
+    pub fn state(&self, local: SocketAddr, remote: impl Into<Peer>) -> PeerState {
+        self.kernel.state(local, remote.into()).unwrap_or(PeerState::Unknown)
     }
 
-    /// Those of `remotes` that were connected to `local_port` on some address of this machine and are gone, in the order
-    /// given. One search through the sockets of the machine, a few if somebody is gone, however many remotes there are.
-    pub fn gone_among(&self, local_port: u16, remotes: &[SocketAddr]) -> Vec<SocketAddr> {
-        self.kernel.gone_among(local_port, remotes).unwrap_or_default()
+    /// The mark of the socket of this connection; `None` when there is none, or it cannot be known.
+    pub fn mark(&self, local: SocketAddr, remote: SocketAddr) -> Option<Mark> {
+        self.kernel.mark(local, remote).ok().flatten()
+    }
+
+    /// Those of `peers` that were connected to `local_port` on some address of this machine and are gone, in the order
+    /// given. One search through the sockets of the machine, a few if somebody is gone, however many peers there are.
+    pub fn gone_among(&self, local_port: u16, peers: &[Peer]) -> Vec<Peer> {
+        self.kernel.gone_among(local_port, peers).unwrap_or_default()
     }
 }
 
@@ -95,11 +137,15 @@ impl Kernel {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn state(&self, _local: SocketAddr, _remote: SocketAddr) -> io::Result<PeerState> {
+    fn state(&self, _local: SocketAddr, _peer: Peer) -> io::Result<PeerState> {
         Ok(PeerState::Unknown)
     }
 
-    fn gone_among(&self, _local_port: u16, _remotes: &[SocketAddr]) -> io::Result<Vec<SocketAddr>> {
+    fn mark(&self, _local: SocketAddr, _remote: SocketAddr) -> io::Result<Option<Mark>> {
+        Ok(None)
+    }
+
+    fn gone_among(&self, _local_port: u16, _peers: &[Peer]) -> io::Result<Vec<Peer>> {
         Ok(Vec::new())
     }
 

@@ -30,6 +30,15 @@ pub(super) struct SockDiag {
     buffer: Vec<u8>,
 }
 
+/// A socket as the kernel shows it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found {
+    /// A `TCP_` number.
+    pub(super) state: u8,
+    /// No other socket ever has the same, until the machine starts anew.
+    pub(super) cookie: u64,
+}
+
 /// The two families of TCP sockets. An IPv6 socket can also carry IPv4 and then shows mapped addresses.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Family {
@@ -52,9 +61,9 @@ impl SockDiag {
         })
     }
 
-    /// The state of the socket at `local` that is connected to `remote`, as a `TCP_` number. If there is none, the
-    /// kernel falls back to the socket that listens at `local`. Nothing if there is neither.
-    pub(super) fn state(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u8>> {
+    /// The socket at `local` that is connected to `remote`. If there is none, the kernel falls back to the socket that
+    /// listens at `local`. Nothing if there is neither.
+    pub(super) fn lookup(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Found>> {
         let (local_ip, remote_ip) = (local.ip().to_canonical(), remote.ip().to_canonical());
         let family = match (local_ip, remote_ip) {
             (IpAddr::V4(_), IpAddr::V4(_)) => AF_INET,
@@ -75,16 +84,22 @@ impl SockDiag {
                 cookie: [0xff; 8],
             },
         };
-        let mut state = None;
-        match self.ask(request, 0, &mut |header| state = Some(header.state)) {
-            Ok(()) => Ok(state),
+        let mut found = None;
+        let mut take = |header: &InetResponseHeader| {
+            found = Some(Found {
+                state: header.state,
+                cookie: u64::from_ne_bytes(header.socket_id.cookie),
+            });
+        };
+        match self.ask(request, 0, &mut take) {
+            Ok(()) => Ok(found),
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error()) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Shows the remote address, and how many bytes wait to be read, of every socket of this family with this local port in one of these states, and if
-    /// `remote_port` is not 0, with this remote port. Sockets that come or go meanwhile may be missed, and so may, rarely,
+    /// Shows the remote address, how many bytes wait to be read, and the cookie of every socket of this family with this
+    /// local port in one of these states, and if `remote_port` is not 0, with this remote port. Sockets that come or go meanwhile may be missed, and so may, rarely,
     /// others beside them in the kernel's table.
     pub(super) fn dump(
         &mut self,
@@ -92,7 +107,7 @@ impl SockDiag {
         states: StateFlags,
         local_port: u16,
         remote_port: u16,
-        each: &mut dyn FnMut(SocketAddr, u32),
+        each: &mut dyn FnMut(SocketAddr, u32, u64),
     ) -> io::Result<()> {
         // The addresses are not used as a filter.
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -118,6 +133,7 @@ impl SockDiag {
             each(
                 SocketAddr::new(id.destination_address, id.destination_port),
                 header.recv_queue,
+                u64::from_ne_bytes(id.cookie),
             );
         })
     }
@@ -227,7 +243,8 @@ mod tests {
         diag.send(request, NLM_F_DUMP).unwrap();
 
         let established = netlink_packet_sock_diag::constants::TCP_ESTABLISHED;
-        assert_eq!(diag.state(local, remote).unwrap(), Some(established));
+        let found = diag.lookup(local, remote).unwrap();
+        assert_eq!(found.map(|found| found.state), Some(established));
         drop(client);
     }
 }

@@ -81,6 +81,19 @@ impl Connection {
         })
     }
 
+    /// Connects from a port of one's own, which may have been another connection's a moment ago.
+    pub fn open_from(port: u16, address: SocketAddr) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&SocketAddr::new(address.ip(), port).into()).unwrap();
+        socket.connect(&address.into()).expect("the server listens");
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self {
+            stream: BufReader::new(stream),
+        }
+    }
+
     /// The socket, for tests that close it half or drop it.
     pub fn socket(&self) -> &TcpStream {
         self.stream.get_ref()

@@ -14,6 +14,7 @@ suite!(queue:
     an_empty_queue_is_told_in_time,
     a_dequeue_waits_until_a_message_comes_or_its_client_goes,
     nothing_is_delivered_to_a_client_that_has_gone,
+    a_client_that_comes_again_from_the_same_port_is_another_client,
     a_page_holds_what_is_there_up_to_its_size,
     a_page_that_has_begun_waits_a_moment_for_more,
     a_visibility_timeout_has_a_default_and_a_maximum,

@@ -475,6 +475,38 @@ pub fn nothing_is_delivered_to_a_client_that_has_gone(backend: &dyn Backend) {
     }
 }
 
+/// A client that aborts may come again from the same port before anybody has noticed that it had gone. It does not wait for
+/// what it asked for before, and what it asked for before gets nothing.
+pub fn a_client_that_comes_again_from_the_same_port_is_another_client(backend: &dyn Backend) {
+    let server = queue_server(backend);
+    let acquire = |key: &str| json!({"key": key, "owner": "w", "ttl_seconds": 30}).to_string();
+    let held = super::lockd_calls::hold(server.address, "k");
+    for (path, body) in [
+        ("/v1/queue/dequeue", wish_waiting("q", 0).to_string()),
+        ("/v1/queue/subscribe", wish_waiting("q", 0).to_string()),
+        ("/v1/acquire", acquire("k")),
+    ] {
+        let mut first = Connection::open_from(0, server.address);
+        let port = first.socket().local_addr().unwrap().port();
+        first.send_request("POST", path, &[], body.as_bytes());
+        server.wait_until_waiting(1);
+        first.abort();
+        let mut second = Connection::open_from(port, server.address);
+        let began = Instant::now();
+        second.ask("GET", "/healthz", &[], b"").expect(200);
+        assert!(began.elapsed() < Duration::from_secs(4), "{path}");
+        if path == "/v1/acquire" {
+            held.release().expect(200);
+            super::lockd_calls::hold(server.address, "k");
+        } else {
+            enqueue(server.address, "q", b"x");
+            take(server.address, "q").ack().expect(200);
+        }
+        server.wait_until_waiting(0);
+        second.ask("GET", "/healthz", &[], b"").expect(200);
+    }
+}
+
 /// LQ-21, LQ-22.
 pub fn a_page_holds_what_is_there_up_to_its_size(backend: &dyn Backend) {
     let server = queue_server(backend);

@@ -120,8 +120,8 @@ fn among_a_thousand_peers_exactly_those_that_left_are_gone() {
         let port = listener.local_addr().unwrap().port();
         let (clients, servers): (Vec<_>, Vec<_>) = (0..1_000).map(|_| connect(&listener, to)).unzip();
         let remotes: Vec<_> = servers.iter().map(|server| server.peer_addr().unwrap()).collect();
-        assert_eq!(probe.gone_among(port, &remotes), []);
-        assert_eq!(probe.gone_among(port, &[]), []);
+        assert_eq!(gone_among(&probe, port, &remotes), []);
+        assert_eq!(gone_among(&probe, port, &[]), []);
 
         let mut left = Vec::new();
         let mut stayed = Vec::new();
@@ -137,9 +137,9 @@ fn among_a_thousand_peers_exactly_those_that_left_are_gone() {
             left.push(remotes[index]);
         }
         wait_until(&format!("400 have left {address}"), || {
-            probe.gone_among(port, &remotes).len() >= left.len()
+            gone_among(&probe, port, &remotes).len() >= left.len()
         });
-        assert_eq!(probe.gone_among(port, &remotes), left);
+        assert_eq!(gone_among(&probe, port, &remotes), left);
         // Closed, they would stay in the kernel's table for a minute and slow down the other tests.
         stayed.into_iter().for_each(abort);
     }
@@ -167,7 +167,7 @@ fn a_new_connection_from_the_port_of_an_aborted_one_is_connected() {
     let (again_server, again_remote) = listener.accept().unwrap();
     assert_eq!(again_remote, remote);
     assert_eq!(probe.state(local, remote), PeerState::Connected);
-    assert_eq!(probe.gone_among(local.port(), &[remote]), []);
+    assert_eq!(gone_among(&probe, local.port(), &[remote]), []);
     drop((server, again_server));
 }
 
@@ -186,7 +186,7 @@ fn a_peer_that_is_not_found_is_unknown_unless_the_listener_is_found() {
     });
     drop(listener);
     assert_eq!(probe.state(local, aborted_remote), PeerState::Unknown);
-    assert_eq!(probe.gone_among(local.port(), &[aborted_remote]), []);
+    assert_eq!(gone_among(&probe, local.port(), &[aborted_remote]), []);
     // What the kernel says about a socket that is there holds without a listener.
     assert_eq!(probe.state(local, closed_remote), PeerState::Connected);
     drop(closing);
@@ -202,7 +202,7 @@ fn a_question_that_fails_leaves_the_probe_usable() {
     let local = listener.local_addr().unwrap();
     let (_client, server) = connect(&listener, "127.0.0.1");
     assert_eq!(
-        probe.state(local, "[2001:db8::1]:9341".parse().unwrap()),
+        probe.state(local, "[2001:db8::1]:9341".parse::<SocketAddr>().unwrap()),
         PeerState::Unknown
     );
     assert_eq!(probe.state(local, server.peer_addr().unwrap()), PeerState::Connected);
@@ -225,7 +225,7 @@ fn threads_share_a_probe_and_get_their_own_answers() {
                 for _ in 0..100 {
                     match thread % 2 {
                         0 => assert_eq!(probe.state(local, stays), PeerState::Connected),
-                        _ => assert_eq!(probe.gone_among(local.port(), &[stays, left_remote]), [left_remote]),
+                        _ => assert_eq!(gone_among(probe, local.port(), &[stays, left_remote]), [left_remote]),
                     }
                 }
             });
@@ -265,14 +265,57 @@ fn cost_of_a_lookup_and_of_a_dump() {
             assert_eq!(probe.state(wildcard, remote), PeerState::Connected);
         });
         measure("  dump, all connected", 50, &|| {
-            assert_eq!(probe.gone_among(port, &remotes), []);
+            assert_eq!(gone_among(&probe, port, &remotes), []);
         });
         abort(client);
         measure("  lookup, gone", 100, &|| {
             assert_eq!(probe.state(local, remote), PeerState::Gone);
         });
         measure("  dump, one gone", 50, &|| {
-            assert_eq!(probe.gone_among(port, &[remote]), [remote]);
+            assert_eq!(gone_among(&probe, port, &[remote]), [remote]);
         });
     }
+}
+
+fn gone_among(probe: &PeerProbe, local_port: u16, remotes: &[SocketAddr]) -> Vec<SocketAddr> {
+    let peers: Vec<Peer> = remotes.iter().map(|remote| Peer::from(*remote)).collect();
+    let gone = probe.gone_among(local_port, &peers);
+    gone.into_iter().map(|peer| peer.address).collect()
+}
+
+#[test]
+fn a_client_that_comes_again_from_the_same_port_is_another_one() {
+    let Some(probe) = probe() else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let local = listener.local_addr().unwrap();
+    let connect = |port: u16| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], port)).into()).unwrap();
+        socket.connect(&local.into()).unwrap();
+        let (server, remote) = listener.accept().unwrap();
+        (socket, server, remote)
+    };
+    let (first, first_server, remote) = connect(0);
+    let mark = probe.mark(local, remote);
+    assert!(mark.is_some());
+    let peer = Peer { address: remote, mark };
+    assert_eq!(probe.state(local, peer), PeerState::Connected);
+    assert_eq!(probe.gone_among(local.port(), &[peer]), []);
+    // It aborts, so that its port is free at once.
+    first.set_linger(Some(Duration::ZERO)).unwrap();
+    drop(first);
+    let (_second, _second_server, same) = connect(remote.port());
+    assert_eq!(same, remote);
+    assert_eq!(probe.state(local, remote), PeerState::Connected);
+    assert_eq!(probe.state(local, peer), PeerState::Gone);
+    let wildcard = SocketAddr::from(([0, 0, 0, 0], local.port()));
+    assert_eq!(probe.state(wildcard, peer), PeerState::Gone);
+    let other = Peer {
+        mark: probe.mark(wildcard, remote),
+        ..peer
+    };
+    assert_ne!(other.mark, mark);
+    assert_eq!(probe.gone_among(local.port(), &[peer, other, remote.into()]), [peer]);
+    drop(first_server);
 }
