@@ -12,14 +12,24 @@
     reason = "a panic is how a test fails, and a test may start threads and look at the clock"
 )]
 
+#[path = "shared_log/mounts.rs"]
+mod mounts;
 #[path = "shared_log/place.rs"]
 mod place;
 #[path = "shared_log/refusals.rs"]
 mod refusals;
 #[path = "shared_log/root.rs"]
 mod root;
+#[path = "shared_log/store_place.rs"]
+mod store_place;
+#[allow(dead_code, reason = "failing calls and their retries know nothing of file systems")]
+#[path = "suite/store.rs"]
+mod store_suite;
 mod suite;
 
+use std::time::Duration;
+
+use lockd::store::shared_log::Options;
 use place::Servers;
 use root::Demands;
 
@@ -40,20 +50,29 @@ macro_rules! suite {
     };
 }
 
-const SERVERS: Servers = Servers::OneEngine;
+const SERVERS: Servers = Servers::EngineEach;
 
 // The list of all claims is one for all backends.
 include!("suite/list.rs");
 include!("suite/list_queue.rs");
 
-mod engines {
-    const SERVERS: crate::place::Servers = crate::place::Servers::EngineEach;
-
-    include!("suite/list_servers.rs");
-}
-
 mod processes {
     const SERVERS: crate::place::Servers = crate::place::Servers::Processes;
 
     include!("suite/list_processes.rs");
+}
+
+store_suite::store_suite!(store, || store_place::store_place(DEMANDS, Options::default()));
+store_suite::store_suite!(store_with_tiny_segments, || store_place::store_place(DEMANDS, tiny()));
+
+/// Rolls and compacts all the time.
+fn tiny() -> Options {
+    Options {
+        segment_bytes_max: 2_000,
+        compact_bytes_min: 10_000,
+        body_bytes_in_log_max: 1_000,
+        // Readers of bodies that were dropped have this long.
+        delete_grace: Duration::from_secs(5),
+        ..Options::default()
+    }
 }

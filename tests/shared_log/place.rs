@@ -13,6 +13,7 @@ use crate::suite::fixture::{Backend, Place};
 
 /// How the servers of a place come to their stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "not every target has all of them")]
 pub(crate) enum Servers {
     /// They live in the process of the test and share one engine, as any two that open one root there do.
     OneEngine,
@@ -27,6 +28,7 @@ pub(crate) struct SharedLog {
     name: &'static str,
     dir: TestDir,
     servers: Servers,
+    linger: bool,
     places: AtomicUsize,
 }
 
@@ -36,6 +38,7 @@ pub(crate) fn run(demands: Demands, test: &str, servers: Servers, claim: impl Fn
         name: demands.suite,
         dir: TestDir::create(demands, test),
         servers,
+        linger: demands.on_nfs,
         places: AtomicUsize::new(0),
     };
     claim(&backend);
@@ -53,6 +56,7 @@ impl Backend for SharedLog {
             roots: self.dir.mounts.iter().map(|mount| mount.join(&name)).collect(),
             servers: self.servers,
             opened: AtomicUsize::new(0),
+            linger: self.linger,
         })
     }
 }
@@ -62,6 +66,8 @@ struct SharedLogPlace {
     roots: Vec<PathBuf>,
     servers: Servers,
     opened: AtomicUsize,
+    /// Files of dropped bodies stay for a while.
+    linger: bool,
 }
 
 impl SharedLogPlace {
@@ -84,6 +90,9 @@ impl Place for SharedLogPlace {
     }
 
     fn count_bodies(&self) -> Option<usize> {
+        if self.linger {
+            return None;
+        }
         let root = &self.roots[0];
         let in_files = fs::read_dir(root.join("bodies")).unwrap().count();
         let store = SharedLogStore::open_as_another_process(root, Options::default()).unwrap();

@@ -55,6 +55,7 @@ pub fn fifty_threads_at_two_servers_never_hold_a_key_together(backend: &dyn Back
     let span = span();
     let _watchdog = Watchdog::start("contention", span + Duration::from_secs(120)).unwrap();
     let place = backend.open();
+    let feed = place.store().capabilities().feed;
     let servers = [(); 2].map(|()| Node::start(&*place));
     let clients: Vec<Client> = (0..THREADS)
         .map(|number| servers[number % 2].client().clone())
@@ -62,10 +63,12 @@ pub fn fifty_threads_at_two_servers_never_hold_a_key_together(backend: &dyn Back
     let turns = fight(&clients, span);
     report("two servers", &turns);
     assert_exclusive(&turns);
-    if place.store().capabilities().feed {
+    if feed {
         assert_nobody_starved(&turns);
     } else {
-        eprintln!("skipped: without a feed the servers do not take turns");
+        // A server that must look for itself finds the key held nearly every time, as long as the other one has waiters of
+        // its own to hand it to. Its waiters get it when those are served.
+        assert!(shares(&turns).iter().all(|&share| 0 < share), "{:?}", shares(&turns));
     }
 }
 
@@ -74,7 +77,8 @@ fn span() -> Duration {
     Duration::from_secs(seconds.map_or(3, |text| text.parse().expect("LOCKD_TEST_SECONDS is a number")))
 }
 
-/// Every client takes the key again and again until the time is over. Returns all turns in the order of their tokens.
+/// Every client takes the key again and again until the time is over, and once at least, however slow the store is. Returns
+/// all turns in the order of their tokens.
 fn fight(clients: &[Client], span: Duration) -> Vec<Turn> {
     let clock = &SystemClock::new();
     let (holders, last_token, granted_so_far) = (&AtomicUsize::new(0), &AtomicI64::new(0), &AtomicI64::new(0));
@@ -82,7 +86,7 @@ fn fight(clients: &[Client], span: Duration) -> Vec<Turn> {
     let fight_one = |thread: usize, client: &Client| {
         let mut turns = Vec::new();
         let request = Acquire::key("coveted").owner(format!("thread-{thread}"));
-        while clock.now() < end {
+        while turns.is_empty() || clock.now() < end {
             let (asked, turns_before) = (clock.now(), granted_so_far.load(Ordering::SeqCst));
             let lease = client.acquire(&request).expect("a lease in the end");
             let granted = clock.now();

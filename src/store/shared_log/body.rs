@@ -7,13 +7,16 @@
 //! The end comes last so that a body can be written in one pass. A file and then its directory are synced before any
 //! record can name the body, so what a record names is there and whole; a file without its end was never finished, and
 //! nobody names it. A body that is dropped is removed after the batch that drops it is durable; whoever has opened it
-//! reads on.
+//! reads on. On NFS that takes more: a file that one machine removes breaks off under a reader on another. So there the
+//! file stays for a grace, and meanwhile every process that has heard of the drop takes the body for missing.
 //!
 //! A crash between the two leaves a file that no record names. Its process removes it when it opens the root again and
 //! reads the batch anew, unless a snapshot has taken the batch's place by then. A body that was streamed and never named
 //! is not known to the log at all. Finding such orphans needs to know what records name, which is above
 //! this floor; it only tells which files are old.
 
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -24,6 +27,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::Step;
 use super::engine::Core;
 use super::frame::{read_u32, read_u64};
+use super::keeper::Task;
+use super::segment::is_gone;
 use crate::store::{BodyId, BodyWriter, StoreError};
 
 const END_BYTES: usize = 24;
@@ -58,6 +63,48 @@ impl Core {
         })
     }
 
+    /// The files of bodies that a durable batch has dropped may go.
+    pub(super) fn let_body_files_go(&self, ids: Vec<BodyId>) {
+        if !self.network {
+            ids.iter().for_each(|id| self.remove_body_file(id));
+        } else if !ids.is_empty() {
+            self.hide_bodies(ids, true);
+        }
+    }
+
+    /// From now on these bodies are missing; after a grace their files are removed, if that is up to this process. On NFS.
+    pub(super) fn hide_bodies(&self, ids: Vec<BodyId>, remove: bool) {
+        self.hidden_bodies.lock().extend(ids.iter().cloned());
+        let due = self.clock.now().after(self.options.delete_grace);
+        // The keeper is gone only when the whole engine goes. What it did not come to, whoever opens the root next does.
+        let _ = self.tasks.send(Task::ForgetBodies { ids, due, remove });
+    }
+
+    /// The grace of these bodies is over.
+    pub(super) fn forget_hidden_bodies(&self, ids: &[BodyId], remove: bool) {
+        if remove {
+            ids.iter().for_each(|id| self.remove_body_file(id));
+        }
+        let mut hidden = self.hidden_bodies.lock();
+        ids.iter().for_each(|id| {
+            hidden.remove(id);
+        });
+    }
+
+    /// Those of these bodies that have files. Asked of the directory, once for all of them.
+    pub(super) fn with_files(&self, ids: Vec<BodyId>) -> Vec<BodyId> {
+        if ids.is_empty() {
+            return ids;
+        }
+        let Ok(entries) = fs::read_dir(&self.bodies_dir) else {
+            return vec![];
+        };
+        let there: HashSet<OsString> = entries.flatten().map(|entry| entry.file_name()).collect();
+        ids.into_iter()
+            .filter(|id| there.contains(OsStr::new(id.as_str())))
+            .collect()
+    }
+
     /// Removes the file of a body. One that is not there is fine, and one that cannot be removed is an orphan.
     pub(super) fn remove_body_file(&self, id: &BodyId) {
         if let Ok(path) = self.body_path(id) {
@@ -67,9 +114,11 @@ impl Core {
 
     /// Opens a body that lives in a file.
     pub(super) fn open_body_file(&self, id: &BodyId) -> Result<Box<dyn Read + Send>, StoreError> {
-        let path = self
-            .body_path(id)
-            .map_err(|_| StoreError::BodyMissing { body: id.clone() })?;
+        let missing = || StoreError::BodyMissing { body: id.clone() };
+        let path = self.body_path(id).map_err(|_| missing())?;
+        if self.hidden_bodies.lock().contains(id) {
+            return Err(missing());
+        }
         open_file(&path, id)
     }
 
@@ -142,16 +191,17 @@ pub(super) fn is_lawful_name(name: &str) -> bool {
 
 /// Opens the file of a body. One without its end is damage here: a record names only what has been finished.
 pub(super) fn open_file(path: &Path, id: &BodyId) -> Result<Box<dyn Read + Send>, StoreError> {
-    let file = File::open(path).map_err(|cause| match cause.kind() {
-        io::ErrorKind::NotFound => StoreError::BodyMissing { body: id.clone() },
-        _ => failed("opening", id, &cause),
-    })?;
-    let file_bytes = file.metadata().map_err(|cause| failed("measuring", id, &cause))?.len();
+    let failed = |doing: &str, cause: &io::Error| match is_gone(cause) {
+        true => StoreError::BodyMissing { body: id.clone() },
+        false => failed(doing, id, cause),
+    };
+    let file = File::open(path).map_err(|cause| failed("opening", &cause))?;
+    let file_bytes = file.metadata().map_err(|cause| failed("measuring", &cause))?.len();
     let mut end = [0; END_BYTES];
     let found = match file_bytes.checked_sub(END_BYTES as u64) {
         Some(at) => (file.read_exact_at(&mut end, at))
             .map(|()| decode_end(&end).filter(|(length, _)| *length == at))
-            .map_err(|cause| failed("reading", id, &cause))?,
+            .map_err(|cause| failed("reading", &cause))?,
         None => None,
     };
     let Some((length, crc)) = found else {

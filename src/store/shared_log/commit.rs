@@ -3,7 +3,7 @@
 //! A writer puts its batch into the queue. If nobody leads, it leads; else it sleeps until it is answered or handed the
 //! lead. The leader takes what has queued up and, under the exclusive lock of the store:
 //!
-//! 1. catches up with what other processes have appended ([`settle`](Core::settle));
+//! 1. catches up with what other processes have appended ([`settle_and_hold`](Core::settle_and_hold));
 //! 2. rolls to a new segment if the current one is full;
 //! 3. checks the preconditions of every batch in the order of the queue, against the index and the batches before it;
 //! 4. appends one frame with all batches that hold, and syncs it;
@@ -227,13 +227,17 @@ impl Core {
     }
 
     fn commit_locked(&self, group: &[Arc<Request>], heard: &mut Heard) -> Result<Vec<Written>, StoreError> {
-        let (file, offset, sequence) = {
+        let (file, offset, sequence, _segment_lock) = {
             let mut tail = self.tail.lock();
-            self.settle(&mut tail, heard)?;
+            self.settle_and_hold(&mut tail, heard)?;
             if self.options.segment_bytes_max <= tail.offset {
-                self.roll(&mut tail).map_err(StoreError::before_the_write)?;
+                let rolled = self.roll(&mut tail);
+                if rolled.is_err() {
+                    tail.held = None;
+                }
+                rolled.map_err(StoreError::before_the_write)?;
             }
-            (tail.file.clone(), tail.offset, tail.sequence)
+            (tail.file.clone(), tail.offset, tail.sequence, tail.held.take())
             // Let go: nobody moves the tail while this process holds the lock of the store, and readers that come now
             // find the mark where they are.
         };
@@ -306,7 +310,8 @@ impl Core {
         Ok(())
     }
 
-    /// Seals the current segment and goes on in a new one. The new one exists durably before the seal names it.
+    /// Seals the current segment and goes on in a new one. The new one exists durably before the seal names it, and on NFS it
+    /// is locked by then: later it could be somebody else's end of the log already.
     fn roll(&self, tail: &mut Tail) -> Result<(), StoreError> {
         let header = FileHeader {
             kind: FileKind::Segment,
@@ -321,6 +326,10 @@ impl Core {
         let next = Arc::new(made.map_err(|cause| StoreError::NotDone {
             detail: format!("making a segment: {cause}"),
         })?);
+        let next_held = match self.network {
+            true => Some(self.lock_segment(&next, Mode::Exclusive)?),
+            false => None,
+        };
         let number = next.number().to_le_bytes();
         let seal = encode_frame(FrameKind::Seal, tail.sequence, tail.file.header.salt, &number);
         let sealed = tail.file.clone();
@@ -330,6 +339,7 @@ impl Core {
             offset: FILE_HEADER_BYTES as u64,
         })?;
         self.enter_segment(tail, next)?;
+        tail.held = next_held;
         // Asks whether it is time to compact; the keeper is gone only when the whole engine goes.
         let _ = self.tasks.send(Task::ConsiderCompaction);
         Ok(())

@@ -106,8 +106,19 @@ impl Core {
         written.map(|()| writer.file.number())
     }
 
+    /// Moves into the newest snapshot that is whole, whether the log has spoken of it yet or not.
+    pub(super) fn adopt_newest(&self) -> Result<(), StoreError> {
+        let files = list_files(&self.log_dir).map_err(|cause| StoreError::NotDone {
+            detail: format!("listing {}: {cause}", self.log_dir.display()),
+        })?;
+        // None is no error here: whoever misses something will say so.
+        let _ = (files.iter().rev().filter(|found| found.is_snapshot)).find(|found| self.adopt(found.number).is_ok());
+        Ok(())
+    }
+
     /// Points the index into a snapshot that the log speaks of, and lets go of the files that are then no longer needed.
     pub(super) fn adopt(&self, number: u32) -> Result<(), StoreError> {
+        let _adopting = self.adopting.lock();
         if self.index.read().snapshot.is_some_and(|(newest, _)| number <= newest) {
             return Ok(());
         }
@@ -116,6 +127,12 @@ impl Core {
             segment: snapshot.header.start_segment,
             offset: snapshot.header.start_offset,
         };
+        if self.index.read().applied < start {
+            // Files would be let go that the tail still goes through.
+            return Err(StoreError::NotDone {
+                detail: "a snapshot is ahead of what was read".to_owned(),
+            });
+        }
         self.index.write().files.insert(snapshot.id(), snapshot.clone());
         read_snapshot(&snapshot, |payload, payload_offset| {
             self.index

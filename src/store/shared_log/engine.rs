@@ -6,13 +6,15 @@
 //! 2. `tail`: how far the log has been read; who holds it applies what comes next.
 //! 3. `index`: readers for a moment, a writer for the moment of applying one frame.
 //!
-//! `queue` and `listeners` stand apart: nothing else is taken while they are held.
+//! `queue`, `listeners` and `hidden_bodies` stand apart: nothing else is taken while they are held. `adopting` comes before
+//! `index`.
 //!
 //! # Threads
 //!
 //! `lockd-log` keeps the log small, see [`keeper`](super::keeper); `lockd-commit` leads groups while many wait, see
 //! [`commit`](super::commit). Both sleep as long as there is nothing to do.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,7 +33,7 @@ use super::mark::{Position, read_mark};
 use super::{Counters, Options, Step, StepHook};
 use crate::clock::SharedClock;
 use crate::ids::IdMaker;
-use crate::store::{ChangeListener, RecordKey, StoreError};
+use crate::store::{BodyId, ChangeListener, RecordKey, StoreError};
 
 pub(super) struct Core {
     pub(super) log_dir: PathBuf,
@@ -51,8 +53,12 @@ pub(super) struct Core {
     pub(super) handed_over: Condvar,
     pub(super) listeners: Mutex<Vec<(u64, ChangeListener)>>,
     pub(super) handles: AtomicU64,
+    /// On NFS: bodies that were dropped and whose files stay for a grace, for those who read them.
+    pub(super) hidden_bodies: Mutex<HashSet<BodyId>>,
     pub(super) counting: Counting,
     pub(super) tasks: Sender<Task>,
+    /// Held while the index moves into another snapshot.
+    pub(super) adopting: Mutex<()>,
     /// Visits for freshness on NFS: how many have begun, and the number of the last one that succeeded.
     visits_begun: AtomicU64,
     last_visit: AtomicU64,
@@ -93,6 +99,8 @@ impl Core {
             handed_over: Condvar::new(),
             listeners: Mutex::new(Vec::new()),
             handles: AtomicU64::new(0),
+            hidden_bodies: Mutex::new(HashSet::new()),
+            adopting: Mutex::new(()),
             counting: parts.counting,
             tasks: parts.tasks,
             visits_begun: AtomicU64::new(0),
@@ -227,6 +235,9 @@ impl Core {
         if let Some(number) = heard.compacted {
             // The keeper is gone only when the whole engine goes.
             let _ = self.tasks.send(Task::Adopt(number));
+        }
+        if self.network && !heard.changes.dropped_files.is_empty() {
+            self.hide_bodies(heard.changes.dropped_files, false);
         }
         if let Some(keys) = heard.changes.keys {
             self.tell(None, &keys);

@@ -10,7 +10,18 @@
 //!   away. Then the mark moves, and then they are applied like everything before the mark. Bytes that are no frame are a
 //!   torn tail if nothing valid follows them, and are cut; if a valid frame follows, they are damage.
 
+//! # On NFS
+//!
+//! Only the lock of a file's own descriptor makes what is read from it fresh, so whoever reads a segment locks it; and as
+//! there are cases in which not even that does, reads go past the cache ([`network`](super::network)). And only that lock
+//! keeps a machine that was given up from writing late: the server frees all locks of a machine that it has not
+//! heard of for a while, another one takes them, and what the first one still has in its memory is refused if the lock
+//! under which it was written was one of that very file. The lock of the store is on another file and does not help there.
+//! So a commit holds its segment exclusively from before it looks for the end until its frame is synced
+//! ([`Core::settle_and_hold`]).
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Step;
 use super::engine::Core;
@@ -23,6 +34,11 @@ use super::recover;
 use super::segment::{FrameReader, LogFile, ReadError, is_missing};
 use crate::store::StoreError;
 
+/// How often a commit looks for the end of a log that others take further.
+const HOLD_ATTEMPTS: usize = 10;
+/// Between two attempts to lock a segment.
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
+
 /// How far the log has been read.
 pub(super) struct Tail {
     pub(super) file: Arc<LogFile>,
@@ -30,6 +46,8 @@ pub(super) struct Tail {
     /// The number that the next frame must carry.
     pub(super) sequence: u64,
     pub(super) reader: FrameReader,
+    /// On NFS: the lock of `file`, while a commit prepares.
+    pub(super) held: Option<SegmentLock>,
 }
 
 /// What was news on the way.
@@ -53,18 +71,27 @@ impl Core {
     /// Applies what lies before the mark.
     pub(super) fn follow_to(&self, tail: &mut Tail, mark: Position, heard: &mut Heard) -> Result<(), StoreError> {
         while tail.position() < mark {
-            let file = tail.file.clone();
-            let _fresh = self.freshen(&file)?;
-            let in_last = file.number() == mark.segment;
-            let end = if in_last { mark.offset } else { file.len_bytes()? };
-            while Arc::ptr_eq(&tail.file, &file) && tail.offset < end {
-                self.read_and_apply(tail, end, heard)?
-                    .map_err(|flaw| file.corrupt(tail.offset, flaw))?;
+            match self.follow_segment(tail, mark, heard) {
+                Err(error) if is_missing(&error) => self.reload(tail, error, heard)?,
+                followed => followed?,
             }
-            if Arc::ptr_eq(&tail.file, &file) && !in_last {
-                // The mark is in a later segment, so this one must have led there.
-                return Err(file.corrupt(tail.offset, Flaw::Short));
-            }
+        }
+        Ok(())
+    }
+
+    /// Applies what lies before the mark in the segment that the tail is in, and enters the next one.
+    fn follow_segment(&self, tail: &mut Tail, mark: Position, heard: &mut Heard) -> Result<(), StoreError> {
+        let file = tail.file.clone();
+        let _fresh = self.freshen(tail, &file)?;
+        let in_last = file.number() == mark.segment;
+        let end = if in_last { mark.offset } else { file.len_bytes()? };
+        while Arc::ptr_eq(&tail.file, &file) && tail.offset < end {
+            self.read_and_apply(tail, end, heard)?
+                .map_err(|flaw| file.corrupt(tail.offset, flaw))?;
+        }
+        if Arc::ptr_eq(&tail.file, &file) && !in_last {
+            // The mark is in a later segment, so this one must have led there.
+            return Err(file.corrupt(tail.offset, Flaw::Short));
         }
         Ok(())
     }
@@ -84,13 +111,40 @@ impl Core {
         Ok(())
     }
 
+    /// The same, and leaves the segment that the log ends in locked, so that nobody else can have appended to it from before it
+    /// was read until the lock is let go. It is needed on NFS alone.
+    pub(super) fn settle_and_hold(&self, tail: &mut Tail, heard: &mut Heard) -> Result<(), StoreError> {
+        if !self.network {
+            return self.settle(tail, heard);
+        }
+        for _ in 0..HOLD_ATTEMPTS {
+            tail.held = match self.lock_segment(&tail.file, Mode::Exclusive) {
+                // The tail will find its way out of a segment that is gone.
+                Err(error) if is_missing(&error) => None,
+                locked => Some(locked?),
+            };
+            let settled = self.settle(tail, heard);
+            if settled.is_err() {
+                tail.held = None;
+            }
+            settled?;
+            // Entering another segment lets go of the one before.
+            if tail.held.is_some() {
+                return Ok(());
+            }
+        }
+        Err(StoreError::Unavailable {
+            detail: "the log has gone on to other segments each time its end was found".to_owned(),
+        })
+    }
+
     /// Where the log ends. What lies between the tail and the end is durable afterwards, and what is torn is cut.
     fn find_end(&self, tail: &mut Tail) -> Result<Position, StoreError> {
         let mut file = tail.file.clone();
         let mut offset = tail.offset;
         let mut sequence = tail.sequence;
         loop {
-            let _fresh = self.freshen(&file)?;
+            let _fresh = self.freshen(tail, &file)?;
             let length = file.len_bytes()?;
             if length < offset {
                 return Err(file.corrupt(length, Flaw::Shrunk));
@@ -151,7 +205,13 @@ impl Core {
         let moved = self
             .counting
             .step(Step::Mark)
-            .and_then(|()| write_mark(&self.commit_file, position));
+            .and_then(|()| write_mark(&self.commit_file, position))
+            .and_then(|()| match self.network {
+                // Giving the lock back would send it just as well, but could not say that it was refused because the lock had
+                // been lost; then nobody else would learn of it, although the answer said done.
+                true => self.commit_file.sync_data(),
+                false => Ok(()),
+            });
         moved.map_err(|cause| {
             let detail = format!("moving the mark of the log: {cause}");
             self.latch(StoreError::Unavailable { detail: detail.clone() });
@@ -166,6 +226,7 @@ impl Core {
             offset,
             sequence,
             reader,
+            held: _,
         } = tail;
         let (head, payload) = match reader.read(file, *offset, end) {
             Ok(frame) => frame,
@@ -203,11 +264,8 @@ impl Core {
             }
             FrameKind::Seal if head.length == 4 => {
                 let number = read_u32(payload, 0);
-                match LogFile::open(&self.log_dir, FileKind::Segment, number) {
-                    Ok(file) => self.enter_segment(tail, Arc::new(file))?,
-                    Err(error) if is_missing(&error) => self.reload(tail, error, heard)?,
-                    Err(error) => return Err(error),
-                }
+                let file = LogFile::open(&self.log_dir, FileKind::Segment, number)?;
+                self.enter_segment(tail, Arc::new(file))?;
             }
             _ => return Err(file.corrupt(*offset, Flaw::Kind)),
         }
@@ -221,6 +279,7 @@ impl Core {
         }
         tail.sequence += 1;
         tail.offset = FILE_HEADER_BYTES as u64;
+        tail.held = None;
         tail.file = file.clone();
         let mut index: parking_lot::RwLockWriteGuard<'_, Index> = self.index.write();
         index.applied = tail.position();
@@ -229,7 +288,7 @@ impl Core {
     }
 
     /// Begins again from the newest snapshot. Whoever sleeps longer than the grace of compaction finds the segments gone
-    /// that it would have read next; what they said is in the snapshot.
+    /// that it would have read next, and on NFS also the one it was reading; what they said is in the snapshot.
     fn reload(&self, tail: &mut Tail, missing: StoreError, heard: &mut Heard) -> Result<(), StoreError> {
         let (new_index, new_tail) = recover::load(&self.log_dir)?;
         if new_tail.position() <= tail.position() {
@@ -263,17 +322,22 @@ impl Core {
         })
     }
 
-    /// On NFS only a lock on a file's own descriptor makes its reads fresh. Who comes here holds the lock of the store, so
-    /// nobody else wants this one for long.
-    fn freshen(&self, file: &Arc<LogFile>) -> Result<Option<Freshened>, StoreError> {
-        if !self.network {
+    /// On NFS only a lock on a file's own descriptor makes its reads fresh.
+    fn freshen(&self, tail: &Tail, file: &Arc<LogFile>) -> Result<Option<SegmentLock>, StoreError> {
+        let is_held = tail.held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.0, file));
+        if !self.network || is_held {
             return Ok(None);
         }
+        self.lock_segment(file, Mode::Shared).map(Some)
+    }
+
+    /// Locks a segment. Who comes here holds the lock of the store, so nobody else wants this one for long.
+    pub(super) fn lock_segment(&self, file: &Arc<LogFile>, mode: Mode) -> Result<SegmentLock, StoreError> {
         let start = self.clock.now();
         loop {
-            match try_lock(&file.file, Mode::Shared) {
-                Ok(true) => return Ok(Some(Freshened(file.clone()))),
-                Ok(false) if self.clock.now().since(start) < self.options.lock_wait => std::thread::yield_now(),
+            match try_lock(&file.file, mode) {
+                Ok(true) => return Ok(SegmentLock(file.clone())),
+                Ok(false) if self.clock.now().since(start) < self.options.lock_wait => std::thread::sleep(LOCK_PAUSE),
                 Ok(false) => {
                     return Err(StoreError::Unavailable {
                         detail: "a segment stays locked".to_owned(),
@@ -285,6 +349,15 @@ impl Core {
     }
 }
 
+/// The lock of a segment's descriptor, held until dropped.
+pub(super) struct SegmentLock(Arc<LogFile>);
+
+impl Drop for SegmentLock {
+    fn drop(&mut self) {
+        let _ = fs2::FileExt::unlock(&self.0.file);
+    }
+}
+
 impl StoreError {
     /// What leaves a doubt about what others had written leaves none about a write that has not begun.
     pub(super) fn before_the_write(self) -> Self {
@@ -292,13 +365,5 @@ impl StoreError {
             StoreError::Unknown { detail } => StoreError::NotDone { detail },
             other => other,
         }
-    }
-}
-
-struct Freshened(Arc<LogFile>);
-
-impl Drop for Freshened {
-    fn drop(&mut self) {
-        let _ = fs2::FileExt::unlock(&self.0.file);
     }
 }

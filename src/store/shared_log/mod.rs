@@ -15,6 +15,7 @@
 //! | `body` | large bodies |
 //! | `watch` | hearing of others |
 //! | [`verify`] | looking through a root that nobody serves |
+//! | `network` | files on NFS |
 //! | `segment`, `index`, `engine` | files, memory, and what holds it all |
 //!
 //! # Why each promise holds
@@ -34,9 +35,9 @@
 //!
 //! `fdatasync` on a file returns only when its bytes and length are on stable storage, and `fsync` on a directory does so
 //! for its names; `flock` is exclusive among all processes and freed when its holder dies; a `pwrite` of twenty bytes
-//! inside a page is seen whole or is found out by its checksum. On a local disk all processes share one page cache. On NFS
-//! what the lock of a descriptor makes fresh is fresh (see `follow`), and a body that is dropped while another machine reads
-//! it may break off there.
+//! inside a page is seen whole or is found out by its checksum. On a local disk all processes share one page cache. NFS is
+//! version 4 with the locks of the server, and a machine that the server has given up is refused what it writes under a
+//! lock that it held until then (see `follow`).
 //!
 //! Left out on purpose: encryption and compression, which belong above or below; a cache of values, which the page cache
 //! is; finding bodies that no record names, which needs to understand records.
@@ -78,6 +79,7 @@ mod index;
 mod keeper;
 mod lock;
 mod mark;
+mod network;
 mod operation;
 mod recover;
 mod segment;
@@ -349,13 +351,11 @@ impl Drop for SharedLogStore {
 
 impl Store for SharedLogStore {
     fn read(&self, key: &RecordKey) -> Result<Option<Stored>, StoreError> {
-        let found = self.core().fresh(|index| {
+        let found = self.core().fetch_fresh(|index| {
             let record = index.records.get(key)?;
             Some((record.etag, index.fetch(&record.place)))
         })?;
-        let Some((number, fetch)) = found else { return Ok(None) };
-        let value = fetch.bytes().map_err(|error| self.core().latch_if_corrupt(error))?;
-        Ok(Some(Stored {
+        Ok(found.map(|(number, value)| Stored {
             value,
             etag: etag_of(number),
         }))
@@ -374,7 +374,7 @@ impl Store for SharedLogStore {
             .and_then(|body_files| core.commit(Order::Batch { batch, body_files }));
         match &answer {
             Ok(Written::Done(_)) => {
-                dropped.iter().for_each(|id| core.remove_body_file(id));
+                core.let_body_files_go(dropped);
                 core.tell(Some(self.handle), &keys);
             }
             // Perhaps a record names them now.
@@ -414,12 +414,8 @@ impl Store for SharedLogStore {
 
     fn body_reader(&self, body: &BodyId) -> Result<Box<dyn Read + Send>, StoreError> {
         let core = self.core();
-        let fetch = core.fresh(|index| index.bodies.get(body).map(|place| index.fetch(place)))?;
-        match fetch {
-            Some(fetch) => {
-                let bytes = fetch.bytes().map_err(|error| core.latch_if_corrupt(error))?;
-                Ok(Box::new(Cursor::new(bytes)))
-            }
+        match core.fetch_fresh(|index| Some(((), index.fetch(index.bodies.get(body)?))))? {
+            Some(((), bytes)) => Ok(Box::new(Cursor::new(bytes))),
             None => core.open_body_file(body),
         }
     }
@@ -462,7 +458,7 @@ impl Engine {
     fn open(root: &Path, files: recover::LockFiles, options: Options) -> Result<Self, OpenError> {
         let clock = SystemClock::shared();
         let counting = Counting::new(options.step_hook.clone());
-        let network = options.as_if_network || is_on_nfs(&files.commit);
+        let network = options.as_if_network || network::is_on_nfs(&files.commit);
         let lock = CommitLock {
             commit: files.commit.clone(),
             turn: files.turn,
@@ -530,7 +526,27 @@ impl Drop for Engine {
     }
 }
 
+/// What was found, with its bytes.
+type Fetched<T> = Result<Option<(T, Arc<[u8]>)>, StoreError>;
+
 impl Core {
+    /// Gets the bytes of what a fresh index shows. On NFS they may have been in a file that is gone, when this process has
+    /// slept for longer than the grace of compaction; then they are in the snapshot that took its place.
+    fn fetch_fresh<T>(&self, look: impl Fn(&index::Index) -> Option<(T, index::Fetch)>) -> Fetched<T> {
+        let mut attempt = 1;
+        loop {
+            let Some((found, fetch)) = self.fresh(&look)? else {
+                return Ok(None);
+            };
+            match fetch.bytes() {
+                Ok(bytes) => return Ok(Some((found, bytes))),
+                Err(error) if segment::is_missing(&error) && attempt < LOAD_ATTEMPTS => self.adopt_newest()?,
+                Err(error) => return Err(self.latch_if_corrupt(error)),
+            }
+            attempt += 1;
+        }
+    }
+
     /// Reads the log behind the snapshot: most of it without a lock, the end under it.
     fn catch_up_after_loading(&self) -> Result<(), StoreError> {
         let mut heard = Heard::default();
@@ -541,11 +557,7 @@ impl Core {
         }
         self.with_lock(Mode::Exclusive, || self.settle(&mut self.tail.lock(), &mut heard))?;
         // Dropped by batches that are durable; whoever wrote them may not have come to removing the files.
-        heard
-            .changes
-            .dropped_files
-            .iter()
-            .for_each(|id| self.remove_body_file(id));
+        self.let_body_files_go(self.with_files(heard.changes.dropped_files));
         Ok(())
     }
 }
@@ -573,15 +585,4 @@ fn slot_of(root: (u64, u64)) -> Arc<Mutex<Weak<Engine>>> {
     registry
         .retain(|_, slot| 1 < Arc::strong_count(slot) || slot.try_lock().is_none_or(|slot| 0 < slot.strong_count()));
     registry.entry(root).or_default().clone()
-}
-
-#[cfg(target_os = "linux")]
-fn is_on_nfs(file: &File) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type == rustix::fs::NFS_SUPER_MAGIC)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn is_on_nfs(_: &File) -> bool {
-    // Elsewhere it cannot be told, so every read asks for the lock, which is right on any file system.
-    true
 }

@@ -26,6 +26,7 @@ use super::frame::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, 
 use super::index::{Changes, Index};
 use super::lock::TURN_FILE;
 use super::mark::{LOCK_FILE, Position, format_line, read_format, write_format};
+use super::network::read_past_the_cache;
 use super::operation::Operations;
 use super::segment::{FrameReader, LogFile, ReadError, list_files};
 use crate::store::StoreError;
@@ -63,6 +64,7 @@ pub(super) fn open_root(root: &Path) -> Result<LockFiles, OpenError> {
     let open = |name: &str| {
         let path = root.join(name);
         let file = (OpenOptions::new().read(true).write(true).create(true).truncate(false)).open(&path);
+        let file = file.and_then(|file| read_past_the_cache(&file).map(|()| file));
         file.map_err(|cause| match cause.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => OpenError::NotWritable { cause },
             _ => OpenError::io("opening", &path, cause),
@@ -174,6 +176,7 @@ fn begin(mut index: Index, file: Arc<LogFile>, start: Position, sequence: u64) -
         offset: start.offset,
         sequence,
         reader: FrameReader::default(),
+        held: None,
     };
     (index, tail)
 }

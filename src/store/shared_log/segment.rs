@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::Step;
 use super::engine::Counting;
 use super::frame::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, Flaw, FrameHead};
+use super::network::read_past_the_cache;
 use crate::store::StoreError;
 
 /// What is read from the disk at once, unless a frame is longer.
@@ -42,7 +43,8 @@ impl LogFile {
             match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
                 Ok(file) => {
                     let made = Self { header, file, path };
-                    let durable = (made.file.write_all_at(&header.encode(), 0))
+                    let durable = (read_past_the_cache(&made.file))
+                        .and_then(|()| made.file.write_all_at(&header.encode(), 0))
                         .and_then(|()| counting.sync(&made.file, Step::CreateSync))
                         .and_then(|()| counting.sync_dir(log_dir));
                     if let Err(error) = durable {
@@ -71,17 +73,8 @@ impl LogFile {
 
     fn open_with(options: &OpenOptions, log_dir: &Path, kind: FileKind, number: u32) -> Result<Self, StoreError> {
         let path = log_dir.join(file_name(kind, number));
-        let file = options.open(&path).map_err(|cause| {
-            if cause.kind() == io::ErrorKind::NotFound {
-                StoreError::Corrupt {
-                    place: path.display().to_string(),
-                    offset: 0,
-                    detail: MISSING.to_owned(),
-                }
-            } else {
-                failed("opening", &path, &cause)
-            }
-        })?;
+        let file = options.open(&path).map_err(|cause| failed("opening", &path, &cause))?;
+        read_past_the_cache(&file).map_err(|cause| failed("opening", &path, &cause))?;
         let mut bytes = [0; FILE_HEADER_BYTES];
         let decoded = match file.read_exact_at(&mut bytes, 0) {
             Ok(()) => FileHeader::decode(&bytes),
@@ -116,7 +109,7 @@ impl LogFile {
             .map_err(|cause| self.failed("measuring", &cause))
     }
 
-    /// An I/O error of this file that leaves nothing in doubt.
+    /// An I/O error of this file that leaves nothing in doubt; or, for what [`is_gone`], the error that [`is_missing`].
     pub(super) fn failed(&self, doing: &str, cause: &io::Error) -> StoreError {
         failed(doing, &self.path, cause)
     }
@@ -139,6 +132,16 @@ impl LogFile {
 
 /// The detail of a [`StoreError::Corrupt`] for a file that something names and that is not there.
 const MISSING: &str = "the file is missing";
+
+/// True when there is no such file, or, on NFS, when there is none any more: what another machine has removed cannot be read
+/// here either, although it is open. Once the server has been restarted, it has not even heard of the opening, and the
+/// descriptor is called a bad one, which no other can be.
+pub(super) fn is_gone(cause: &io::Error) -> bool {
+    matches!(
+        cause.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::StaleNetworkFileHandle
+    ) || cause.raw_os_error() == Some(rustix::io::Errno::BADF.raw_os_error())
+}
 
 /// True for the error about a file that something names and that is not there.
 pub(super) fn is_missing(error: &StoreError) -> bool {
@@ -262,6 +265,13 @@ fn file_name(kind: FileKind, number: u32) -> String {
 }
 
 fn failed(doing: &str, path: &Path, cause: &io::Error) -> StoreError {
+    if is_gone(cause) {
+        return StoreError::Corrupt {
+            place: path.display().to_string(),
+            offset: 0,
+            detail: MISSING.to_owned(),
+        };
+    }
     StoreError::NotDone {
         detail: format!("{doing} {}: {cause}", path.display()),
     }
