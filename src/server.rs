@@ -193,7 +193,7 @@ impl Server {
             peer_check: PEER_CHECK,
         };
         let desk = desk_limits(&settings.queue, queue_feed);
-        log_queue_settings(&logger, &settings.queue, &desk.poll);
+        log_queue_settings(&logger, &settings, &desk.poll);
         let (dispatcher, engine) = Dispatcher::new(limits, desk, Arc::clone(&clock), Arc::clone(&logger));
         listen_to_others(&*store, &dispatcher, queue_feed);
 
@@ -590,13 +590,24 @@ fn to_stderr(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-fn log_queue_settings(logger: &Logger, settings: &QueueSettings, poll: &PollLimits) {
+fn log_queue_settings(logger: &Logger, settings: &Settings, poll: &PollLimits) {
     let target = "queue.dispatcher.core";
-    let mode = if poll.feed { "feed" } else { "polling" };
-    log::info!(logger: logger, target: target, max_consumers = settings.max_consumers,
+    let QueueSettings {
+        watch_mem, watch_disk, ..
+    } = settings.queue;
+    let (mode, reason) = match &settings.store {
+        StoreLocation::Memory if poll.feed => ("inprocess", "memory_queue_watch_enabled"),
+        StoreLocation::Memory if !watch_mem => ("disabled", "memory_queue_watch_disabled"),
+        StoreLocation::Disk(_) | StoreLocation::DefaultDisk(_) if poll.feed => ("fsnotify", "filesystem_watch_enabled"),
+        StoreLocation::Disk(_) | StoreLocation::DefaultDisk(_) if !watch_disk => ("polling", "config_disabled"),
+        StoreLocation::Disk(_) | StoreLocation::DefaultDisk(_) => ("polling", "filesystem_not_supported"),
+        _ => ("unknown", "backend_does_not_report"),
+    };
+    log::info!(logger: logger, target: target, max_consumers = settings.queue.max_consumers,
         poll_interval:? = poll.floor, poll_jitter:? = poll.jitter, resilient_poll_interval:? = poll.resilient,
-        page_size = settings.list_page_size, watch_mode = mode; "queue.dispatcher.config");
-    log::info!(logger: logger, target: target, enabled = poll.feed, mode; "queue.dispatcher.watch_status");
+        page_size = settings.queue.list_page_size, watch_mode = mode, watch_reason = reason;
+        "queue.dispatcher.config");
+    log::info!(logger: logger, target: target, enabled = poll.feed, mode, reason; "queue.dispatcher.watch_status");
 }
 
 fn whole_seconds(span: Duration) -> i64 {

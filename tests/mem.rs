@@ -1,4 +1,8 @@
-//! The suites on the memory store: `cargo test --features integration-mem`.
+//! The suites on the memory store: `cargo test --features integration-mem`, or `--features "integration-mem lq"` for those
+//! about queues alone.
+//!
+//! Claims about queues run with the feed of the store. `LOCKD_LQ_INCLUDE_POLLING=1` runs them by polling as well, and
+//! `LOCKD_LQ_EXTENDED=1` adds the long ones to both.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,10 +21,17 @@ use lockd::store::single::SingleRecordStore;
 mod suite;
 
 use suite::fixture::{Backend, Place};
+use suite::queue_calls::Mode;
 
-struct Memory {
-    /// Behave like a bucket: no atomic batches and no feed.
-    in_steps: bool,
+/// How the memory store is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// As it is.
+    Plain,
+    /// Its feed is not listened to for queues.
+    Polled,
+    /// Like a bucket: no atomic batches and no feed.
+    InSteps,
 }
 
 struct MemoryPlace {
@@ -36,8 +47,15 @@ impl Backend for Memory {
     fn open(&self) -> Box<dyn Place> {
         Box::new(MemoryPlace {
             memory: MemoryStore::new(),
-            in_steps: self.in_steps,
+            in_steps: *self == Memory::InSteps,
         })
+    }
+
+    fn queue_mode(&self) -> Mode {
+        match self {
+            Memory::Plain => Mode::Feed,
+            Memory::Polled | Memory::InSteps => Mode::Polling,
+        }
     }
 }
 
@@ -59,25 +77,55 @@ impl Place for MemoryPlace {
     }
 }
 
+fn is_wanted(module: &str, backend: &Memory, takes_long: bool) -> bool {
+    suite::queue_calls::is_wanted(module, backend.name(), backend.queue_mode(), takes_long)
+}
+
 /// Makes a test of each function of a suite.
 macro_rules! suite {
     ($module:ident: $($claim:ident),* $(,)?) => {
         mod $module {
-            $(#[test] fn $claim() { crate::suite::$module::$claim(&super::BACKEND); })*
+            $(#[test] fn $claim() {
+                if crate::is_wanted(stringify!($module), &super::BACKEND, false) {
+                    crate::suite::$module::$claim(&super::BACKEND);
+                }
+            })*
         }
     };
 }
 
-const BACKEND: Memory = Memory { in_steps: false };
+/// The same for claims that take long.
+macro_rules! extended {
+    ($name:ident of $module:ident: $($claim:ident),* $(,)?) => {
+        mod $name {
+            $(#[test] fn $claim() {
+                if crate::is_wanted(stringify!($module), &super::BACKEND, true) {
+                    crate::suite::$module::$claim(&super::BACKEND);
+                }
+            })*
+        }
+    };
+}
+
+const BACKEND: Memory = Memory::Plain;
 
 // The list of all claims is one for all backends.
+#[cfg(not(feature = "lq"))]
 include!("suite/list.rs");
 include!("suite/list_queue.rs");
 
 /// Once more in the way of a bucket.
 mod in_steps {
-    const BACKEND: crate::Memory = crate::Memory { in_steps: true };
+    const BACKEND: crate::Memory = crate::Memory::InSteps;
 
+    #[cfg(not(feature = "lq"))]
     include!("suite/list.rs");
+    include!("suite/list_queue.rs");
+}
+
+/// Queues without a feed.
+mod polling {
+    const BACKEND: crate::Memory = crate::Memory::Polled;
+
     include!("suite/list_queue.rs");
 }

@@ -32,6 +32,7 @@ use std::time::Duration;
 use lockd::store::shared_log::Options;
 use place::Servers;
 use root::Demands;
+use suite::queue_calls::Mode;
 
 const DEMANDS: Demands = Demands {
     suite: "nfs",
@@ -44,21 +45,40 @@ macro_rules! suite {
     ($module:ident: $($claim:ident),* $(,)?) => {
         mod $module {
             $(#[test] fn $claim() {
-                crate::place::run(crate::DEMANDS, stringify!($claim), super::SERVERS, crate::suite::$module::$claim);
+                let how = (super::SERVERS, super::MODE);
+                crate::place::run(crate::DEMANDS, stringify!($claim), how, crate::suite::$module::$claim);
+            })*
+        }
+    };
+}
+
+/// The same for claims that take long: with `LOCKD_LQ_EXTENDED=1`.
+macro_rules! extended {
+    ($name:ident of $module:ident: $($claim:ident),* $(,)?) => {
+        mod $name {
+            $(#[test] fn $claim() {
+                if crate::suite::queue_calls::is_wanted(stringify!($module), crate::DEMANDS.suite, super::MODE, true) {
+                    let how = (super::SERVERS, super::MODE);
+                    crate::place::run(crate::DEMANDS, stringify!($claim), how, crate::suite::$module::$claim);
+                }
             })*
         }
     };
 }
 
 const SERVERS: Servers = Servers::EngineEach;
+const MODE: Mode = Mode::Polling;
 
 // The list of all claims is one for all backends.
+#[cfg(not(feature = "lq"))]
 include!("suite/list.rs");
 include!("suite/list_queue.rs");
 
 mod processes {
     const SERVERS: crate::place::Servers = crate::place::Servers::Processes;
+    const MODE: crate::Mode = crate::MODE;
 
+    #[cfg(not(feature = "lq"))]
     include!("suite/list_processes.rs");
 }
 

@@ -207,6 +207,8 @@ impl<C: Parked> Desk<C> {
             _ if at_front => queue.line.push_front(consumer),
             _ => queue.line.push_back(consumer),
         }
+        log::debug!(logger: self.log, target: SYS, namespace = name.namespace.as_str(), queue = name.queue.as_str(),
+            waiters = queue.line.waiting(); "queue.dispatcher.waiter_added");
         self.turn(&name, time, out);
     }
 
@@ -295,6 +297,8 @@ impl<C: Parked> Desk<C> {
         queue.is_looking = false;
         match outcome {
             Ok(seen) => {
+                log::trace!(logger: self.log, target: SYS, namespace = name.namespace.as_str(),
+                    queue = name.queue.as_str(), seen = seen.found.len(); "queue.dispatcher.fetch.success");
                 let frontier = queue.go_on(&task.what, &seen);
                 let lost = queue.ready.merge(&seen.found, frontier, time.wall_ms);
                 queue.settled(lost);
@@ -360,6 +364,8 @@ impl<C: Parked> Desk<C> {
     pub(super) fn gone(&mut self, ids: &[ConsumerId], out: &mut Outbox<C>) {
         for id in ids {
             if let Some(consumer) = self.take_out(*id) {
+                log::trace!(logger: self.log, target: SYS, namespace = consumer.wish.queue.namespace.as_str(),
+                    queue = consumer.wish.queue.queue.as_str(); "queue.dispatcher.wait.context_done");
                 out.jobs.push(QueueJob::Discard(consumer));
             }
         }

@@ -10,6 +10,7 @@ use lockd::store::shared_log::{Options, SharedLogStore};
 
 use crate::root::{Demands, TestDir};
 use crate::suite::fixture::{Backend, Place};
+use crate::suite::queue_calls::Mode;
 
 /// How the servers of a place come to their stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,16 +30,19 @@ pub(crate) struct SharedLog {
     dir: TestDir,
     servers: Servers,
     linger: bool,
+    mode: Mode,
     places: AtomicUsize,
 }
 
 /// Runs one claim in a directory of its own, which goes away if the claim holds.
-pub(crate) fn run(demands: Demands, test: &str, servers: Servers, claim: impl Fn(&dyn Backend)) {
+pub(crate) fn run(demands: Demands, test: &str, how: (Servers, Mode), claim: impl Fn(&dyn Backend)) {
+    let (servers, mode) = how;
     let backend = SharedLog {
         name: demands.suite,
         dir: TestDir::create(demands, test),
         servers,
         linger: demands.on_nfs,
+        mode,
         places: AtomicUsize::new(0),
     };
     claim(&backend);
@@ -48,6 +52,10 @@ pub(crate) fn run(demands: Demands, test: &str, servers: Servers, claim: impl Fn
 impl Backend for SharedLog {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn queue_mode(&self) -> Mode {
+        self.mode
     }
 
     fn open(&self) -> Box<dyn Place> {

@@ -37,7 +37,6 @@ suite!(queue_streams:
     a_drain_ends_streams_and_lets_holders_finish,
     a_watch_tells_of_every_change_of_the_head_and_changes_nothing,
     a_watch_ends_when_the_server_stops,
-    polls_of_an_idle_queue_keep_their_distance,
 );
 
 suite!(queue_finish:
@@ -69,3 +68,19 @@ suite!(queue_client:
     what_a_handler_does_not_settle_comes_again,
     consumers_move_on_when_their_server_stops,
 );
+
+suite!(queue_watchful:
+    polls_of_an_idle_queue_keep_their_distance,
+    an_enqueue_makes_nobody_poll,
+    a_lost_feed_is_made_up_for_by_polling,
+    the_log_tells_the_story_of_a_message,
+);
+
+// With LOCKD_LQ_EXTENDED=1.
+extended!(queue_long of queue_long:
+    a_payload_of_64_mib_comes_back_whole,
+    a_thousand_messages_pass_from_server_to_server_once,
+    a_crowd_loses_nothing_and_gets_nothing_twice,
+    a_crowd_at_three_servers_loses_nothing_and_gets_nothing_twice,
+);
+extended!(queue_watchful_long of queue_watchful: the_polling_interval_is_respected);

@@ -22,6 +22,21 @@ pub enum Mode {
     Polling,
 }
 
+/// Whether a claim is to be run: those about queues by polling in memory, and those that take long, only if asked for.
+pub fn is_wanted(module: &str, backend: &str, mode: Mode, takes_long: bool) -> bool {
+    let asked = |variable: &str| std::env::var(variable).is_ok_and(|value| value == "1");
+    let polls = module.starts_with("queue") && backend == "mem" && mode == Mode::Polling;
+    if takes_long && !asked("LOCKD_LQ_EXTENDED") {
+        eprintln!("SKIPPED: takes long; LOCKD_LQ_EXTENDED=1 runs it");
+        return false;
+    }
+    if polls && !asked("LOCKD_LQ_INCLUDE_POLLING") && !asked("LOCKD_LQ_EXTENDED") {
+        eprintln!("SKIPPED: queues by polling; LOCKD_LQ_INCLUDE_POLLING=1 runs it");
+        return false;
+    }
+    true
+}
+
 /// Settings of the queue suites, in the mode of the backend.
 pub fn queue_options(backend: &dyn Backend) -> ServerOptions {
     let mut options = ServerOptions::default();
@@ -31,7 +46,7 @@ pub fn queue_options(backend: &dyn Backend) -> ServerOptions {
     if backend.queue_mode() == Mode::Polling {
         queue.watch_mem = false;
         queue.watch_disk = false;
-        queue.poll_interval = Duration::from_millis(5);
+        queue.poll_interval = Duration::from_millis(if backend.name() == "mem" { 5 } else { 50 });
     }
     options.log = Some(log::Level::Trace);
     options

@@ -8,7 +8,7 @@ use super::fixture::Backend;
 use super::http::Connection;
 use super::lockd_calls::wait_until;
 use super::queue_calls::{
-    Stream, assert_empty, enqueue, post, queue_server, queue_server_with, stats, take, until_some, wish, wish_waiting,
+    Stream, assert_empty, enqueue, post, queue_server, queue_server_with, stats, take, wish, wish_waiting,
 };
 
 fn subscription(wait: i64, prefetch: i64) -> Value {
@@ -19,8 +19,8 @@ fn subscription(wait: i64, prefetch: i64) -> Value {
 
 /// LQ-28: there is no head before there is a message.
 pub fn a_subscription_says_nothing_before_its_first_message(backend: &dyn Backend) {
-    let server = queue_server(backend);
     for endpoint in ["subscribe", "subscribeWithState"] {
+        let server = queue_server(backend);
         let Err(refused) = Stream::open(server.address, endpoint, &subscription(-1, 1)) else {
             panic!("the queue is empty")
         };
@@ -31,8 +31,6 @@ pub fn a_subscription_says_nothing_before_its_first_message(backend: &dyn Backen
         enqueue(server.address, "q", b"x");
         let mut stream = Stream::begin(server.address, waiting).unwrap();
         stream.next().unwrap().ack().expect(200);
-        stream.abort();
-        wait_until("it is gone", || stats(server.address, "q")["total_consumers"] == 0);
     }
 }
 
@@ -297,40 +295,4 @@ pub fn a_watch_ends_when_the_server_stops(backend: &dyn Backend) {
     server.server.shutdown();
     assert_eq!(watch.block(), None);
     assert!(began.elapsed() < Duration::from_secs(4));
-}
-
-/// LQ-69, LQ-70: see the tests of the dispatcher for the floor itself; here it is seen in the log of a whole server.
-pub fn polls_of_an_idle_queue_keep_their_distance(backend: &dyn Backend) {
-    let capture = lockd::testing::LogCapture::new(lockd::testing::CaptureOptions {
-        prefixes: vec!["queue.dispatcher.poll.begin".to_owned()],
-        ..Default::default()
-    });
-    let floor = Duration::from_millis(300);
-    let mut options = super::queue_calls::queue_options(backend);
-    options.settings.queue.poll_interval = floor;
-    options.settings.queue.resilient_poll_interval = floor;
-    options.logger = Some(capture.clone());
-    let server = super::fixture::TestServer::start(backend.open().store(), options);
-    for _ in 0..2 {
-        enqueue(server.address, "q", b"x");
-        take(server.address, "q").ack().expect(200);
-    }
-    enqueue(server.address, "q", b"x");
-    assert_eq!(capture.len(), 0, "nobody waits");
-    take(server.address, "q").ack().expect(200);
-    let position = capture.len();
-    let waiting = Stream::request(server.address, "dequeue", &wish_waiting("q", 0));
-    until_some("polls come", || (4 <= capture.count_since(position)).then_some(()));
-    drop(waiting);
-    let polls = capture.entries_since(position);
-    for pair in polls.windows(2) {
-        let distance = pair[1].at.duration_since(pair[0].at).unwrap();
-        // The log is written a moment after the poll begins, and that moment is not always the same.
-        assert!(floor <= distance + Duration::from_millis(100), "{distance:?}");
-    }
-    let line = capture.lines_since(position).remove(0);
-    assert!(
-        line.contains("\"queue\":\"q\"") && line.contains("\"namespace\":\"default\""),
-        "{line}"
-    );
 }
