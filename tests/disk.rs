@@ -73,11 +73,11 @@ mod engines {
     include!("suite/list_queue_servers.rs");
 }
 
+#[cfg(not(feature = "lq"))]
 mod processes {
     const SERVERS: crate::place::Servers = crate::place::Servers::Processes;
     const MODE: crate::Mode = crate::MODE;
 
-    #[cfg(not(feature = "lq"))]
     include!("suite/list_processes.rs");
 }
 

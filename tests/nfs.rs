@@ -74,11 +74,11 @@ const MODE: Mode = Mode::Polling;
 include!("suite/list.rs");
 include!("suite/list_queue.rs");
 
+#[cfg(not(feature = "lq"))]
 mod processes {
     const SERVERS: crate::place::Servers = crate::place::Servers::Processes;
     const MODE: crate::Mode = crate::MODE;
 
-    #[cfg(not(feature = "lq"))]
     include!("suite/list_processes.rs");
 }
 

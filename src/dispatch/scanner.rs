@@ -62,7 +62,15 @@ pub fn look_at(queues: &Queues, task: &ScanTask, fault: impl Fn(&Error)) -> Resu
         ScanWhat::Messages(ids) => {
             let mut found = Vec::with_capacity(ids.len());
             for id in ids {
-                let seen = queues.look(&task.queue, *id)?;
+                let seen = match queues.look(&task.queue, *id) {
+                    Ok(seen) => seen,
+                    // It cannot be delivered, and trying again will not help.
+                    Err(damage @ Error::CorruptRecord { .. }) => {
+                        fault(&damage);
+                        None
+                    }
+                    Err(other) => return Err(other),
+                };
                 found.push((*id, seen.map_or(Found::Gone, |seen| Found::From(seen.visible_from_ms))));
             }
             let reached = Frontier::Start;

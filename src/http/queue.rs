@@ -207,7 +207,6 @@ pub(super) fn ack(service: &Service, exchange: &mut Exchange) -> Result<Next, Fa
     let record = logged(service, "ack", &queue, id, &by, || {
         service.messages.queues.ack(&queue, id, &by)
     })?;
-    service.dispatcher.settled(queue, id);
     let answer = AckResponse {
         acked: true,
         correlation_id: record.correlation_id.as_ref().to_owned(),

@@ -207,6 +207,13 @@ impl Connection {
         Ok(Answer { status, headers, body })
     }
 
+    /// Reads until the server closes the connection.
+    pub fn read_to_the_end(mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.stream.read_to_end(&mut bytes).expect("the server closes");
+        bytes
+    }
+
     /// Reads exactly so many bytes.
     pub fn read_bytes(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];

@@ -15,6 +15,8 @@ suite!(queue:
     a_dequeue_waits_until_a_message_comes_or_its_client_goes,
     nothing_is_delivered_to_a_client_that_has_gone,
     a_client_that_comes_again_from_the_same_port_is_another_client,
+    a_delivery_that_breaks_off_comes_again_at_once,
+    a_client_of_http_1_0_is_served_without_chunks,
     a_page_holds_what_is_there_up_to_its_size,
     a_page_that_has_begun_waits_a_moment_for_more,
     a_visibility_timeout_has_a_default_and_a_maximum,
@@ -33,6 +35,7 @@ suite!(queue_streams:
     a_stream_without_patience_ends_with_the_closing_line_when_nothing_is_left,
     a_stream_whose_client_has_gone_leases_nothing_more,
     two_subscribers_share_a_queue_that_was_full_before_they_came,
+    a_subscriber_with_its_hands_full_leaves_the_rest_to_others,
     a_subscriber_that_reads_nothing_holds_nobody_up,
     a_drain_ends_streams_and_lets_holders_finish,
     a_watch_tells_of_every_change_of_the_head_and_changes_nothing,
@@ -57,6 +60,9 @@ suite!(queue_finish:
     a_state_goes_along_with_its_message,
     the_lease_of_a_state_is_prolonged_with_its_message,
     a_message_whose_state_is_held_by_hand_is_skipped,
+    a_damaged_message_holds_up_no_others,
+    a_kill_in_the_middle_of_an_enqueue_leaves_no_message,
+    a_message_decides_the_transaction_that_it_takes_part_in,
 );
 
 suite!(queue_client:
@@ -79,6 +85,8 @@ suite!(queue_watchful:
 // With LOCKD_LQ_EXTENDED=1.
 extended!(queue_long of queue_long:
     a_payload_of_64_mib_comes_back_whole,
+    a_payload_streams_through_a_server_that_has_little_memory,
+    a_watch_is_kept_alive,
     a_thousand_messages_pass_from_server_to_server_once,
     a_crowd_loses_nothing_and_gets_nothing_twice,
     a_crowd_at_three_servers_loses_nothing_and_gets_nothing_twice,

@@ -79,6 +79,16 @@ impl Daemon {
         found.unwrap()
     }
 
+    /// The most memory it has ever had resident, in KiB.
+    pub fn peak_resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let number = line
+            .and_then(|line| line.split_whitespace().next())
+            .expect("the kernel tells");
+        number.parse().unwrap()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();

@@ -507,6 +507,49 @@ pub fn a_client_that_comes_again_from_the_same_port_is_another_client(backend: &
     }
 }
 
+/// What could not be written whole is given back, and comes again without waiting for its lease to lapse.
+pub fn a_delivery_that_breaks_off_comes_again_at_once(backend: &dyn Backend) {
+    let server = queue_server(backend);
+    let large = vec![b'x'; 16 * MIB];
+    for count in [1, 2] {
+        for _ in 0..count {
+            enqueue(server.address, "q", &large);
+        }
+        let mut body = wish_waiting("q", 0);
+        body["page_size"] = json!(count);
+        let mut breaks_off = Stream::request(server.address, "dequeue", &body);
+        breaks_off.try_read_head().unwrap().expect(200);
+        breaks_off.abort();
+        for _ in 0..count {
+            let message = take(server.address, "q");
+            assert_eq!(message.number("attempts"), 2);
+            message.ack().expect(200);
+        }
+    }
+}
+
+/// A client that does not understand chunks gets its answer up to the end of the connection.
+pub fn a_client_of_http_1_0_is_served_without_chunks(backend: &dyn Backend) {
+    let server = queue_server(backend);
+    let large = vec![b'x'; 100_000];
+    enqueue(server.address, "q", &large);
+    let body = wish("q").to_string();
+    let mut connection = Connection::open(server.address);
+    let head = format!(
+        "POST /v1/queue/dequeue HTTP/1.0\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    connection.send(format!("{head}{body}").as_bytes());
+    let mut answer = connection.try_read_head().unwrap().expect(200);
+    assert_eq!(answer.header("Transfer-Encoding"), None);
+    assert_eq!(answer.header("Content-Length"), None);
+    assert_eq!(answer.header("Connection"), Some("close"));
+    answer.body = connection.read_to_the_end();
+    let message = deliveries(server.address, &answer).remove(0);
+    assert!(message.payload == large);
+    message.ack().expect(200);
+}
+
 /// LQ-21, LQ-22.
 pub fn a_page_holds_what_is_there_up_to_its_size(backend: &dyn Backend) {
     let server = queue_server(backend);

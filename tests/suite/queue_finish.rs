@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockd::clock::ManualClock;
+use lockd::store::{Batch, Change, Precondition, RecordKey, RecordWrite};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::fixture::{Backend, TestServer};
-use super::http::{Answer, send};
+use super::http::{Answer, Connection, send};
+use super::process::Daemon;
 use super::queue_calls::{
     Message, assert_empty, dequeue_with, enqueue, enqueue_meta, post, queue_options, queue_server, queue_server_at,
     stats, take, take_with_state, until_some, wish,
@@ -424,4 +427,76 @@ pub fn a_message_whose_state_is_held_by_hand_is_skipped(backend: &dyn Backend) {
     let lock = super::lockd_calls::hold(server.address, &format!("q/q/state/{first}"));
     assert_eq!(take_with_state(server.address, "q").id(), second);
     lock.release().expect(200);
+}
+
+/// A message whose record is damaged is not delivered, and those before and behind it are.
+pub fn a_damaged_message_holds_up_no_others(backend: &dyn Backend) {
+    let place = backend.open();
+    let server = TestServer::start(place.store(), queue_options(backend));
+    let first = enqueue(server.address, "q", b"1");
+    let damaged = enqueue(server.address, "q", b"2");
+    let third = enqueue(server.address, "q", b"3");
+    let key = RecordKey::new(format!("m/default/q/{damaged}"));
+    let garbage = Batch {
+        records: vec![RecordWrite {
+            key,
+            precondition: Precondition::Any,
+            change: Change::Put(Arc::from(*b"garbage")),
+        }],
+        ..Batch::default()
+    };
+    place.store().write(garbage).unwrap();
+    assert_eq!(take(server.address, "q").id(), first);
+    assert_eq!(take(server.address, "q").id(), third);
+    assert_empty(server.address, "q");
+    assert_eq!(stats(server.address, "q")["available"], false);
+    // The same for a server that finds it there, and for one that hears of it later.
+    let other = TestServer::start(place.store(), queue_options(backend));
+    assert_empty(other.address, "q");
+    let fourth = enqueue(server.address, "q", b"4");
+    assert_eq!(take(other.address, "q").id(), fourth);
+}
+
+/// LQ-56: a server that is killed while a payload comes in has not taken the message.
+pub fn a_kill_in_the_middle_of_an_enqueue_leaves_no_message(backend: &dyn Backend) {
+    let place = backend.open();
+    let (daemon, address) = Daemon::on_tcp(&*place);
+    enqueue(address, "q", b"whole");
+    let body = super::queue_calls::enqueue_body("b", "{\"queue\":\"q\"}", &vec![b'x'; 8 * 1024 * 1024]);
+    let mut connection = Connection::open(address);
+    let head = format!(
+        "POST /v1/queue/enqueue HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\
+         Content-Type: multipart/related; boundary=b\r\n\r\n",
+        body.len()
+    );
+    connection.send(head.as_bytes());
+    connection.send(&body[..body.len() / 2]);
+    daemon.signal(Signal::KILL);
+    drop(daemon);
+    let (_daemon, address) = Daemon::on_tcp(&*place);
+    if backend.name() != "mem" {
+        take(address, "q").ack().expect(200);
+    }
+    assert_empty(address, "q");
+}
+
+/// LQ-63: a message that takes part in a transaction decides it.
+pub fn a_message_decides_the_transaction_that_it_takes_part_in(backend: &dyn Backend) {
+    use super::lockd_calls::{get_public, hold_in};
+    let server = queue_server(backend);
+    for (number, endpoint, status) in [(1, "ack", 200), (2, "nack", 204)] {
+        let txn_id = format!("d4k7q2m0h5r8e1t6n{number}bg");
+        let key = format!("key-{number}");
+        enqueue(server.address, "q", b"x");
+        let held = hold_in(server.address, &key, &txn_id);
+        held.update("{\"done\":true}").expect(200);
+        let mut body = wish("q");
+        body["txn_id"] = json!(txn_id);
+        let message = dequeue_with(server.address, "dequeue", &body).unwrap().remove(0);
+        assert_eq!(message.meta["txn_id"], json!(txn_id));
+        post(server.address, endpoint, &message.proof()).expect(200);
+        assert_eq!(get_public(server.address, &key).status, status, "{endpoint}");
+    }
+    let again = take(server.address, "q");
+    assert_eq!((again.number("attempts"), again.number("failure_attempts")), (2, 1));
 }

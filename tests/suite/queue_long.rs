@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::fixture::{Backend, TestServer};
 use super::http::{Connection, chunked};
+use super::process::Daemon;
 use super::queue_calls::{
     Stream, assert_empty, dequeue_with, enqueue, enqueue_body, queue_options, queue_server, take, wish_waiting,
 };
@@ -29,6 +30,62 @@ pub fn a_payload_of_64_mib_comes_back_whole(backend: &dyn Backend) {
     let message = take(server.address, "q");
     assert!(message.payload == payload);
     message.ack().expect(200);
+}
+
+/// LQ-4: the server holds a small part of a payload at a time. In memory, which holds all of it, there is nothing to prove.
+pub fn a_payload_streams_through_a_server_that_has_little_memory(backend: &dyn Backend) {
+    const MIB: usize = 1024 * 1024;
+    if backend.name() == "mem" {
+        return;
+    }
+    let place = backend.open();
+    let (daemon, address) = Daemon::on_tcp(&*place);
+    let before = daemon.peak_resident_kib();
+    let mut connection = Connection::open(address);
+    connection.send(
+        b"POST /v1/queue/enqueue HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\
+          Content-Type: multipart/related; boundary=b\r\n\r\n",
+    );
+    let frame = enqueue_body("b", "{\"queue\":\"q\"}", b"");
+    let (head, tail) = frame.split_at(frame.len() - "\r\n--b--\r\n".len());
+    let mut send = |bytes: &[u8]| {
+        connection.send(format!("{:x}\r\n", bytes.len()).as_bytes());
+        connection.send(bytes);
+        connection.send(b"\r\n");
+    };
+    send(head);
+    for number in 0..256 {
+        send(&vec![number as u8; MIB]);
+    }
+    send(tail);
+    connection.send(b"0\r\n\r\n");
+    let answer = connection.read_answer().expect(200);
+    assert_eq!(answer.field("payload_bytes"), json!(256 * MIB));
+    let message = take(address, "q");
+    assert!(
+        message
+            .payload
+            .chunks(MIB)
+            .enumerate()
+            .all(|(number, mib)| mib == vec![number as u8; MIB])
+    );
+    message.ack().expect(200);
+    let more = daemon.peak_resident_kib() - before;
+    assert!(more < 40 * 1024, "{more} KiB more than at first");
+}
+
+/// LQ-67: somebody who only listens hears that the connection is there.
+pub fn a_watch_is_kept_alive(backend: &dyn Backend) {
+    let server = queue_server(backend);
+    let mut watch = Stream::request(server.address, "watch", &json!({"queue": "q"}));
+    watch.try_read_head().unwrap().expect(200);
+    let first = watch.try_read_chunk().unwrap().unwrap();
+    assert!(first.starts_with(b"id: 1\n"));
+    for _ in 0..2 {
+        let began = Instant::now();
+        assert_eq!(watch.try_read_chunk().unwrap().unwrap(), b": keepalive\n\n");
+        assert!(Duration::from_millis(19_500) <= began.elapsed());
+    }
 }
 
 /// LQ-55: what one server takes in, the other gives out, once.

@@ -133,6 +133,24 @@ pub fn two_subscribers_share_a_queue_that_was_full_before_they_came(backend: &dy
     }
 }
 
+/// A subscriber that has as much as it asked for leaves the rest to others for a while, also to those who come later.
+pub fn a_subscriber_with_its_hands_full_leaves_the_rest_to_others(backend: &dyn Backend) {
+    let server = queue_server(backend);
+    for _ in 0..40 {
+        enqueue(server.address, "q", b"x");
+    }
+    let mut early = Stream::open(server.address, "subscribe", &subscription(5, 1)).unwrap();
+    early.next().unwrap();
+    // The others come to it one by one, over two seconds.
+    std::thread::sleep(Duration::from_millis(150));
+    let mut late = Stream::open(server.address, "subscribe", &subscription(5, 1)).unwrap();
+    for _ in 0..5 {
+        late.next().unwrap().ack().expect(200);
+    }
+    let left = stats(server.address, "q")["pending_candidates"].as_i64().unwrap();
+    assert!(1 <= left, "the first one got all of them");
+}
+
 /// A subscriber that reads nothing holds up nobody, and what was leased for it and not written comes back when it goes.
 pub fn a_subscriber_that_reads_nothing_holds_nobody_up(backend: &dyn Backend) {
     let server = queue_server(backend);
