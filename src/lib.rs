@@ -13,10 +13,16 @@
 //!                                        | read, write    lease::table over store: one conditional write
 //!                                        + answer         http::reply
 //!
-//! must wait (acquire on a held key)?
+//! must wait (acquire on a held key, dequeue on an empty queue)?
 //!                  worker --Event--> dispatcher           parks the request itself, holds no thread
 //!                  dispatcher --Job--> workers            "try again, it may be yours now" / "time is up"
+//!
+//! store's feed --Event--> dispatcher                      what other servers did
+//! nothing heard, and somebody waits for a message?
+//!                  dispatcher --> scanner --> store       never more often than the poll floor
 //! ```
+//!
+//! A subscription is a thread from its first message on: it asks the dispatcher for more and writes what it leases.
 //!
 //! # Floors
 //!
@@ -39,7 +45,10 @@
 //!   [`record::MessageRecord`]); several keys and messages of a transaction go into one batch.
 //! - Nothing is acknowledged before the store has promised to keep it, and nothing staged is visible before its release.
 //! - A fencing token rises by one with every grant of its key and never goes back, whatever is released or removed.
-//! - A lease is never granted to a client that is known to have gone, and one that cannot be delivered is given back.
+//! - A lease or a message is never granted to a client that is known to have gone, and one that cannot be delivered is given
+//!   back.
+//! - No two consumers of a server are suggested the same message at the same time, and what is known of a queue is bounded:
+//!   forgetting a message costs a look at the store.
 //! - Records carry wall time, waiting uses monotonic time, and [`clock`] is the only module that reads either.
 //! - Every queue, body and loop has a bound.
 //! - There is deliberately no async runtime, no global state, and no cache of records above the store.
