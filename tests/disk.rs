@@ -12,6 +12,9 @@
     reason = "a panic is how a test fails, and a test may start threads and look at the clock"
 )]
 
+#[cfg(not(feature = "lq"))]
+#[path = "shared_log/modes.rs"]
+mod modes;
 #[path = "shared_log/place.rs"]
 mod place;
 #[path = "shared_log/refusals.rs"]

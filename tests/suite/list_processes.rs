@@ -42,3 +42,11 @@ suite!(
     a_removal_survives_the_loss_of_its_server,
     without_any_server_the_client_names_everyone_it_asked,
 );
+
+suite!(
+    queue_servers:
+    a_message_is_taken_at_one_server_and_finished_at_another,
+    a_waiting_consumer_gets_what_another_server_takes_in,
+    messages_survive_the_crash_of_the_server_that_delivered_them,
+    consumers_move_on_when_their_server_crashes,
+);

@@ -92,3 +92,11 @@ extended!(queue_long of queue_long:
     a_crowd_at_three_servers_loses_nothing_and_gets_nothing_twice,
 );
 extended!(queue_watchful_long of queue_watchful: the_polling_interval_is_respected);
+
+suite!(
+    queue_servers:
+    a_message_is_taken_at_one_server_and_finished_at_another,
+    a_waiting_consumer_gets_what_another_server_takes_in,
+    messages_survive_the_crash_of_the_server_that_delivered_them,
+    consumers_move_on_when_their_server_crashes,
+);

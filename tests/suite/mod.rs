@@ -15,6 +15,7 @@ pub mod queue;
 pub mod queue_client;
 pub mod queue_finish;
 pub mod queue_long;
+pub mod queue_servers;
 pub mod queue_streams;
 pub mod queue_watchful;
 
