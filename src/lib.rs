@@ -42,7 +42,8 @@
 //! - A lease or a message is decided by exactly one conditional write. The dispatcher only ever suggests whom to try
 //!   next; a wrong suggestion costs a retry, never correctness. So several servers over one store need no leader.
 //! - Everything that one decision must see together lives in one record ([`record::KeyRecord`],
-//!   [`record::MessageRecord`]); several keys and messages of a transaction go into one batch.
+//!   [`record::MessageRecord`]); several keys and messages of a transaction go into one batch, or,
+//!   where a batch changes one record, are decided by one record and carried out after it ([`txn::commit`]).
 //! - Nothing is acknowledged before the store has promised to keep it, and nothing staged is visible before its release.
 //! - A fencing token rises by one with every grant of its key and never goes back, whatever is released or removed.
 //! - A lease or a message is never granted to a client that is known to have gone, and one that cannot be delivered is given

@@ -41,6 +41,8 @@ use crate::queue::Queues;
 use crate::settings::{Listen, QueueSettings, Settings, StoreLocation};
 use crate::state::{StateLimits, States};
 use crate::store::memory::MemoryStore;
+use crate::store::object::{self, ObjectStore};
+use crate::store::retry::{RetryStore, thread_sleeper};
 use crate::store::shared_log::{OpenError, Options, SharedLogStore};
 use crate::store::{Store, StoreError};
 use crate::sweeper::{SweepPlan, Sweeper};
@@ -79,6 +81,8 @@ pub enum ServeError {
         /// Why not.
         cause: OpenError,
     },
+    /// The bucket cannot be used.
+    OpenBucket(object::OpenError),
     /// The settings contradict each other.
     Settings(String),
     /// A thread or a signal handler could not be set up.
@@ -91,6 +95,7 @@ impl fmt::Display for ServeError {
             Self::Listen { address, cause } => write!(f, "cannot listen on {address}: {cause}"),
             Self::Store(cause) => write!(f, "cannot use the store: {cause}"),
             Self::OpenDisk { root, cause } => write!(f, "cannot use the store in {}: {cause}", root.display()),
+            Self::OpenBucket(cause) => cause.fmt(f),
             Self::Settings(detail) => f.write_str(detail),
             Self::System(cause) => write!(f, "cannot start: {cause}"),
         }
@@ -103,6 +108,7 @@ impl std::error::Error for ServeError {
             Self::Listen { cause, .. } | Self::System(cause) => Some(cause),
             Self::Store(cause) => Some(cause),
             Self::OpenDisk { cause, .. } => Some(cause),
+            Self::OpenBucket(cause) => Some(cause),
             Self::Settings(_) => None,
         }
     }
@@ -178,7 +184,7 @@ impl Server {
         let queue_feed = wants_queue_feed(&settings, store.is_some());
         let store = match store {
             Some(store) => store,
-            None => open_store(&settings.store)?,
+            None => open_store(&settings, &logger)?,
         };
         let queue_feed = queue_feed && store.capabilities().feed;
         let default_namespace = Namespace::parse(&settings.default_namespace)
@@ -204,6 +210,11 @@ impl Server {
             Arc::new(dispatcher.clone()),
             Arc::new(dispatcher.clone()),
         ));
+        if let Err(cause) = table.committer().finish_what_others_left() {
+            // Whoever meets what was left finishes it.
+            let error = cause.to_string();
+            log::warn!(logger: logger, target: SYS_INIT, error; "txn.recovery.failed");
+        }
         let sweeper = Sweeper::start(
             Arc::clone(&table),
             Arc::clone(&clock),
@@ -447,8 +458,21 @@ fn log_panics(logger: &Logger) {
     }));
 }
 
-fn open_store(location: &StoreLocation) -> Result<Arc<dyn Store>, ServeError> {
-    match location {
+fn open_store(settings: &Settings, logger: &Logger) -> Result<Arc<dyn Store>, ServeError> {
+    match &settings.store {
+        StoreLocation::Object(location) => {
+            let options = object::Options {
+                logger: Arc::clone(logger),
+                ..object::Options::default()
+            };
+            let store = ObjectStore::open(location, options).map_err(ServeError::OpenBucket)?;
+            Ok(Arc::new(RetryStore::new(
+                Arc::new(store),
+                settings.storage_retry,
+                Arc::clone(logger),
+                thread_sleeper(),
+            )))
+        }
         StoreLocation::Memory => Ok(Arc::new(MemoryStore::new())),
         StoreLocation::Disk(root) => open_disk(root),
         StoreLocation::DefaultDisk(root) => {
@@ -564,6 +588,8 @@ fn wants_queue_feed(settings: &Settings, is_handed_in: bool) -> bool {
     match &settings.store {
         _ if is_handed_in => watch_mem && watch_disk,
         StoreLocation::Memory => watch_mem,
+        // It has no feed.
+        StoreLocation::Object(_) => false,
         StoreLocation::Disk(_) | StoreLocation::DefaultDisk(_) => watch_disk,
     }
 }

@@ -44,6 +44,7 @@ impl VerifyCommand {
         let out = &mut *context.stdout;
         match location {
             StoreLocation::Disk(root) | StoreLocation::DefaultDisk(root) => verify_disk(out, &root),
+            StoreLocation::Object(_) => Err(CliError::new("this version verifies stores on a disk only")),
             StoreLocation::Memory => {
                 writeln!(out, "Store: mem://\nProvider: mem\n")?;
                 writeln!(out, "A memory store keeps nothing that could be verified.")?;

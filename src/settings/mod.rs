@@ -13,6 +13,8 @@ use std::time::Duration;
 use lockd_client::wire::{DEFAULT_NAMESPACE, normalize_namespace};
 
 use crate::logging::{self, LogError, LogOptions, Output};
+use crate::store::object::{Location, Lookup};
+use crate::store::retry::RetryPolicy;
 
 mod error;
 mod layers;
@@ -38,7 +40,7 @@ pub const WORKERS_MAX: usize = 4096;
 const DEFAULT_STORE: &str = "data";
 
 /// Everything that the daemon can be told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Where to listen.
     pub listen: Listen,
@@ -46,6 +48,8 @@ pub struct Settings {
     pub allow_plaintext: bool,
     /// Where everything is kept.
     pub store: StoreLocation,
+    /// How often a request to an object store is tried.
+    pub storage_retry: RetryPolicy,
     /// Namespace of requests that name none, in its normal form.
     pub default_namespace: String,
     /// Life of a lease when the request gives none.
@@ -84,6 +88,7 @@ impl Default for Settings {
             listen: Listen::default(),
             allow_plaintext: false,
             store: StoreLocation::Memory,
+            storage_retry: RetryPolicy::default(),
             default_namespace: DEFAULT_NAMESPACE.to_owned(),
             default_ttl: Duration::from_secs(30),
             max_ttl: Duration::from_secs(30 * 60),
@@ -114,21 +119,35 @@ pub enum StoreLocation {
     /// What [`load`] takes when nobody says anything: `data` in the configuration directory, likewise on a disk. It is made
     /// with all directories above it, for this user alone.
     DefaultDisk(PathBuf),
+    /// `s3://` or `aws://`: in a bucket. Any number of servers may serve it together.
+    Object(Box<Location>),
 }
 
+/// What a store URL looks like.
+const STORE_FORMS: &str = "mem://, disk:///absolute/path, s3://host[:port]/bucket[/prefix] or aws://bucket[/prefix]";
+
 impl StoreLocation {
-    /// Reads a store URL.
+    /// Reads a store URL. Secrets that belong to it come from the environment of the process.
     pub fn parse(url: &str) -> Result<Self, String> {
+        Self::parse_with(url, &|name| std::env::var(name).ok())
+    }
+
+    /// Reads a store URL. Secrets that belong to it, and options that may stand in for its parameters, come from
+    /// `variables`.
+    pub fn parse_with(url: &str, variables: Lookup<'_>) -> Result<Self, String> {
+        if let Some(location) = Location::parse(url, variables) {
+            return Ok(StoreLocation::Object(Box::new(location?)));
+        }
         let (scheme, rest) = url.trim().split_once("://").unwrap_or((url.trim(), ""));
         match scheme {
             "mem" | "memory" if rest.is_empty() || rest == "/" => Ok(StoreLocation::Memory),
             "mem" | "memory" => Err("mem:// takes no path".to_owned()),
             "disk" if rest.starts_with('/') => Ok(StoreLocation::Disk(PathBuf::from(rest))),
             "disk" => Err("disk:// takes an absolute path: disk:///var/lib/lockd".to_owned()),
-            "s3" | "aws" | "azure" => Err(format!(
-                "{scheme}:// is not supported by this version: it has mem:// and disk:///absolute/path"
+            "azure" => Err(format!(
+                "{scheme}:// is not supported by this version: it has {STORE_FORMS}"
             )),
-            _ => Err("expected mem:// or disk:///absolute/path".to_owned()),
+            _ => Err(format!("expected {STORE_FORMS}")),
         }
     }
 }
@@ -308,10 +327,60 @@ fn read_settings(layers: &Layers<'_>, variables: &dyn Fn(&str) -> Option<String>
     }
     // Last, so that who has no home hears of a typing error first.
     settings.store = match layers.option("store") {
-        Some(given) => given.read(StoreLocation::parse)?,
+        Some(given) => read_store(&given, layers, variables)?,
         None => default_store(variables)?,
     };
+    read_storage_retry(layers, &mut settings.storage_retry)?;
     Ok(settings)
+}
+
+fn read_store(
+    given: &Given,
+    layers: &Layers<'_>,
+    variables: &dyn Fn(&str) -> Option<String>,
+) -> Result<StoreLocation, SettingsError> {
+    // What is an option may also be given as a flag or in the file.
+    let option = |name: &str| {
+        let name = name.strip_prefix("LOCKD_")?.to_ascii_lowercase().replace('_', "-");
+        Some(layers.option(&name)?.text)
+    };
+    let lookup = |name: &str| option(name).or_else(|| variables(name));
+    StoreLocation::parse_with(&given.text, &lookup).map_err(|reason| {
+        // The query of a store URL may hold a secret, which is nobody's business.
+        let text = given.text.split('?').next().unwrap_or_default().to_owned();
+        let source = given.source.clone();
+        Given { text, source }.refused(reason)
+    })
+}
+
+fn read_storage_retry(layers: &Layers<'_>, policy: &mut RetryPolicy) -> Result<(), SettingsError> {
+    if let Some(given) = layers.option("storage-retry-attempts") {
+        let attempts: u32 = given.read(|text| text.trim().parse().map_err(|_| "expected a number".to_owned()))?;
+        if attempts != 0 {
+            policy.attempts = attempts;
+        }
+    }
+    for (name, delay) in [
+        ("storage-retry-base-delay", &mut policy.base_delay),
+        ("storage-retry-max-delay", &mut policy.max_delay),
+    ] {
+        if let Some(given) = layers.option(name) {
+            let value = given.read(parse_duration)?;
+            if !value.is_zero() {
+                *delay = value;
+            }
+        }
+    }
+    if let Some(given) = layers.option("storage-retry-multiplier") {
+        let multiplier = given.read(|text| {
+            let number = text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
+            number.ok_or_else(|| "expected a number such as 2 or 1.5".to_owned())
+        })?;
+        if multiplier != 0.0 {
+            policy.multiplier = multiplier;
+        }
+    }
+    Ok(())
 }
 
 fn default_store(variables: &dyn Fn(&str) -> Option<String>) -> Result<StoreLocation, SettingsError> {

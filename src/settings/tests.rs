@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use log::LevelFilter;
 
 use super::*;
+use crate::store::object::Encryption;
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
@@ -209,14 +210,29 @@ fn stores_that_do_not_exist_yet_are_refused() {
         settings(&[], &[("LOCKD_STORE", "memory://")]).store,
         StoreLocation::Memory
     );
-    for url in ["s3://host/bucket", "aws://bucket", "azure://account/container"] {
-        assert!(
-            refusal(&[("store", url)], &[]).contains("not supported by this version"),
-            "{url}"
-        );
-    }
+    assert!(refusal(&[("store", "azure://account/container")], &[]).contains("not supported by this version"));
     assert!(refusal(&[("store", "mem://a")], &[]).contains("takes no path"));
     assert!(refusal(&[("store", "ftp://a")], &[]).contains("expected mem://"));
+}
+
+#[test]
+fn a_bucket_is_named_by_a_url_and_its_secrets_come_from_elsewhere() {
+    let keys = [("LOCKD_S3_ACCESS_KEY_ID", "id"), ("LOCKD_S3_SECRET_ACCESS_KEY", "hush")];
+    let found = settings(&[("store", "s3://h:9000/b/p?insecure=1"), ("s3-sse", "AES256")], &keys);
+    let StoreLocation::Object(location) = &found.store else {
+        panic!("{:?}", found.store)
+    };
+    let Location::S3(location) = &**location else {
+        panic!("{location:?}")
+    };
+    assert_eq!((&*location.endpoint, &*location.prefix), ("http://h:9000", "p"));
+    assert_eq!(location.encryption, Encryption::Managed);
+    assert!(!format!("{found:?}").contains("hush"));
+    let retry = [("storage-retry-attempts", "9"), ("storage-retry-multiplier", "1.5")];
+    let retry = settings(&[&[("store", "aws://b?region=r")], &retry[..]].concat(), &[]).storage_retry;
+    assert_eq!((retry.attempts, retry.multiplier), (9, 1.5));
+    let refused = refusal(&[("store", "s3://h/b?insecure=2&sas=hush")], &[]);
+    assert!(refused.contains("insecure=") && !refused.contains("hush"), "{refused}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{
     Batch, BodyId, BodyWriter, Capabilities, ChangeListener, Listed, RecordKey, Store, StoreError, Stored, Written,
@@ -46,6 +47,10 @@ impl Store for SingleRecordStore {
 
     fn body_reader(&self, body: &BodyId) -> Result<Box<dyn Read + Send>, StoreError> {
         self.inner.body_reader(body)
+    }
+
+    fn leftovers(&self, older_than: Duration) -> Result<Vec<BodyId>, StoreError> {
+        self.inner.leftovers(older_than)
     }
 
     fn watch(&self, _: ChangeListener) -> bool {

@@ -73,9 +73,11 @@ pub fn a_socket_that_somebody_listens_on_is_refused(backend: &dyn Backend) {
     let _turn = shared();
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("lockd.sock");
-    let mut first = Daemon::on_socket(&*backend.open(), &socket);
+    // A place goes when nobody has it any more, and these daemons are not waited for until they serve.
+    let places = [(); 3].map(|()| backend.open());
+    let mut first = Daemon::on_socket(&*places[0], &socket);
     first.wait_for_event("listening");
-    let mut second = Daemon::on_socket(&*backend.open(), &socket);
+    let mut second = Daemon::on_socket(&*places[1], &socket);
     assert_eq!(second.wait().code(), Some(1));
     let error = second.wait_for_event("command failed").to_string();
     assert!(error.contains("another server listens on this socket"), "{error}");
@@ -85,7 +87,7 @@ pub fn a_socket_that_somebody_listens_on_is_refused(backend: &dyn Backend) {
 
     // What is no socket at all is not ours to remove.
     fs::write(&socket, "precious").unwrap();
-    let mut third = Daemon::on_socket(&*backend.open(), &socket);
+    let mut third = Daemon::on_socket(&*places[2], &socket);
     assert_eq!(third.wait().code(), Some(1));
     assert_eq!(fs::read_to_string(&socket).unwrap(), "precious");
 }

@@ -43,6 +43,11 @@ pub trait Place {
     /// each daemon has its own.
     fn url(&self) -> String;
 
+    /// Variables that a daemon needs beside the URL.
+    fn variables(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
     /// Whether the servers of this place are daemons; see [`Node`](super::node::Node).
     fn servers_are_processes(&self) -> bool {
         false

@@ -24,7 +24,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts one, which need not come far: see [`wait_for_event`](Self::wait_for_event). No variable of the surrounding
-    /// environment reaches it.
+    /// environment reaches it but those that its store needs.
     pub fn spawn(place: &dyn Place, arguments: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
         let log = File::create(dir.path().join("log")).unwrap();
@@ -32,6 +32,7 @@ impl Daemon {
             .args(["--store", &place.url()])
             .args(arguments)
             .env_clear()
+            .envs(place.variables())
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()

@@ -38,6 +38,13 @@ pub(super) trait Bucket: Send + Sync + 'static {
     /// Throws away what was put so far.
     fn abort_upload(&self, name: &str, upload: &str) -> Result<(), Failure>;
 
+    /// Throws away uploads of objects whose name begins with `prefix` that were begun before this time (milliseconds of
+    /// Unix time) and never finished. Stores that do so by themselves need nothing.
+    fn abort_uploads_before(&self, prefix: &str, time_ms: i64) -> Result<(), Failure> {
+        let _ = (prefix, time_ms);
+        Ok(())
+    }
+
     /// Every part but the last has this size in bytes.
     fn part_bytes(&self) -> usize;
 
@@ -100,6 +107,8 @@ pub(super) struct Row {
     pub(super) name: String,
     pub(super) etag: String,
     pub(super) bytes: u64,
+    /// When it was put, in milliseconds of Unix time by the clock of the store.
+    pub(super) modified_ms: i64,
 }
 
 /// Why a request brought no answer.

@@ -20,6 +20,9 @@ const RENEW_AHEAD: Duration = Duration::from_secs(5 * 60);
 /// How long to wait after a renewal that failed.
 const RENEW_PAUSE: Duration = Duration::from_secs(10);
 
+/// How long the metadata service of the machine may take.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What a request is signed with.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Keys {
@@ -97,6 +100,39 @@ impl KeySource {
             }
         }
     }
+}
+
+/// Looks for credentials where programs on AWS find theirs, the environment's own keys excepted: the token of a service
+/// account, the credentials file, the container's agent, the machine's metadata service.
+pub(super) fn find_aws_credentials(profile: Option<&str>) -> Result<Credentials, String> {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    if is_set("AWS_WEB_IDENTITY_TOKEN_FILE") && is_set("AWS_ROLE_ARN") {
+        return Credentials::from_sts_env("lockd").map_err(|cause| format!("AWS_WEB_IDENTITY_TOKEN_FILE: {cause}"));
+    }
+    match Credentials::from_profile(profile) {
+        Ok(credentials) => return Ok(credentials),
+        // A profile that was asked for must be there.
+        Err(cause) if profile.is_some() => return Err(format!("AWS_PROFILE: {cause}")),
+        Err(_) => {}
+    }
+    if is_set("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") || is_set("AWS_CONTAINER_CREDENTIALS_FULL_URI") {
+        return Credentials::from_container_credentials_provider()
+            .map_err(|cause| format!("AWS_CONTAINER_CREDENTIALS_*: {cause}"));
+    }
+    if !is_set("AWS_EC2_METADATA_DISABLED") {
+        // Elsewhere than on EC2 nobody answers, and that should not take long.
+        let usual = awscreds::set_request_timeout(Some(METADATA_TIMEOUT));
+        let found = Credentials::from_instance_metadata_v2(true);
+        awscreds::set_request_timeout(usual);
+        if let Ok(credentials) = found {
+            return Ok(credentials);
+        }
+    }
+    Err(
+        "no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a role \
+         is assigned"
+            .to_owned(),
+    )
 }
 
 fn keys_of(credentials: &Credentials) -> Option<Arc<Keys>> {

@@ -2,19 +2,22 @@
 //!
 //! ```text
 //! s3://host[:port]/bucket[/prefix]     insecure=1 | tls= | secure= | scheme=http, path-style=, region=, kms-key-id=
+//! aws://bucket[/prefix]                region=, endpoint=, insecure=1, kms-key-id=
 //! ```
 //!
-//! Secrets are never part of an S3 URL: they come from variables.
+//! Secrets are never part of these URLs. For `s3://` they come from `LOCKD_S3_*` variables; for `aws://` from wherever
+//! programs on AWS find theirs.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use s3::creds::Credentials;
+use s3::creds::error::CredentialsError;
 use url::Url;
 
 use super::bucket::Bucket;
-use super::credentials::KeySource;
+use super::credentials::{KeySource, find_aws_credentials};
 use super::http::Http;
 use super::s3::{Encryption, S3Address, S3Bucket};
 use super::{OpenError, Options};
@@ -28,6 +31,27 @@ const PREFIX_BYTES_MAX: usize = 256;
 pub enum Location {
     /// `s3://`: any store that is compatible with S3.
     S3(S3Location),
+    /// `aws://`: S3 at AWS.
+    Aws(AwsLocation),
+}
+
+/// A bucket at AWS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AwsLocation {
+    /// Its region.
+    pub region: String,
+    /// The bucket. It must exist.
+    pub bucket: String,
+    /// What the names of all objects begin with, without a slash at either end; may be empty.
+    pub prefix: String,
+    /// Another address than that of the region: a private endpoint, or a double for tests.
+    pub endpoint: Option<String>,
+    /// How the store encrypts.
+    pub encryption: Encryption,
+    /// Who we are, if the environment says so; else it is looked for in all the usual places when the bucket is opened.
+    pub secrets: Option<S3Secrets>,
+    /// Section of the credentials file to look into.
+    pub profile: Option<String>,
 }
 
 /// A bucket of a store that is compatible with S3.
@@ -76,6 +100,7 @@ impl Location {
         let (scheme, rest) = url.trim().split_once("://")?;
         match scheme {
             "s3" => Some(S3Location::parse(rest, variables).map(Self::S3)),
+            "aws" => Some(AwsLocation::parse(rest, variables).map(Self::Aws)),
             _ => None,
         }
     }
@@ -84,6 +109,7 @@ impl Location {
     pub(super) fn connect(&self, options: &Options) -> Result<(Arc<dyn Bucket>, String), OpenError> {
         match self {
             Self::S3(location) => location.connect(options),
+            Self::Aws(location) => location.connect(options),
         }
     }
 }
@@ -126,35 +152,154 @@ impl S3Location {
     }
 
     fn connect(&self, options: &Options) -> Result<(Arc<dyn Bucket>, String), OpenError> {
-        let unusable = |detail: String| OpenError::Unusable {
-            store: format!("bucket {} at {}", self.bucket, self.endpoint),
-            detail,
-        };
-        let endpoint = Url::parse(&self.endpoint).map_err(|cause| unusable(cause.to_string()))?;
-        let http = Http::new(options.timeouts, endpoint.scheme() == "https");
         let credentials = match &self.secrets {
-            Some(secrets) => Credentials::new(
-                Some(&secrets.access_key),
-                Some(&secrets.secret_key),
-                None,
-                secrets.session_token.as_deref(),
-                None,
-            ),
+            Some(secrets) => secrets.credentials(),
             None => Credentials::anonymous(),
         };
         let credentials = credentials.map_err(|cause| OpenError::Credentials(cause.to_string()))?;
         let keys = KeySource::new(credentials, Arc::clone(&options.clock), Arc::clone(&options.logger));
-        let address = S3Address {
-            endpoint,
-            region: self.region.clone(),
-            bucket: self.bucket.clone(),
+        let address = Address {
+            endpoint: &self.endpoint,
+            region: &self.region,
+            bucket: &self.bucket,
             path_style: self.path_style,
         };
-        let clock = Arc::clone(&options.clock);
-        let bucket = S3Bucket::new(address, self.encryption.clone(), keys, http, clock);
-        let bucket = bucket.map_err(|failure| unusable(failure.to_string()))?;
-        Ok((Arc::new(bucket), slashed(&self.prefix)))
+        Ok((address.connect(keys, &self.encryption, options)?, slashed(&self.prefix)))
     }
+}
+
+impl AwsLocation {
+    fn parse(rest: &str, variables: Lookup<'_>) -> Result<Self, String> {
+        let (bucket, prefix, mut query) = take_apart(rest)?;
+        if bucket.is_empty() {
+            return Err("expected aws://bucket[/prefix]".to_owned());
+        }
+        let first_of = |names: &[&str]| names.iter().find_map(|name| variable(variables, name));
+        let region = (query.take("region"))
+            .or_else(|| first_of(&["LOCKD_AWS_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"]))
+            .ok_or("the region is missing: set AWS_REGION, --aws-region or region= in the URL")?;
+        let insecure = query.switch("insecure")?.unwrap_or(false);
+        let endpoint = (query.take("endpoint"))
+            .or_else(|| first_of(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]))
+            .map(|endpoint| with_scheme(&endpoint, insecure));
+        let kms_key_id = (query.take("kms-key-id"))
+            .or_else(|| first_of(&["LOCKD_AWS_KMS_KEY_ID", "AWS_KMS_KEY_ID", "LOCKD_S3_KMS_KEY_ID"]));
+        query.nothing_left()?;
+        let secrets = match (
+            variable(variables, "AWS_ACCESS_KEY_ID"),
+            variable(variables, "AWS_SECRET_ACCESS_KEY"),
+        ) {
+            (Some(access_key), Some(secret_key)) => Some(S3Secrets {
+                access_key,
+                secret_key,
+                session_token: variable(variables, "AWS_SESSION_TOKEN"),
+            }),
+            (None, None) => None,
+            (Some(_), None) => return Err("AWS_ACCESS_KEY_ID is set, but AWS_SECRET_ACCESS_KEY is not".to_owned()),
+            (None, Some(_)) => return Err("AWS_SECRET_ACCESS_KEY is set, but AWS_ACCESS_KEY_ID is not".to_owned()),
+        };
+        Ok(Self {
+            region: checked_region(&region)?,
+            bucket: checked_bucket(bucket)?,
+            prefix: checked_prefix(prefix)?,
+            endpoint,
+            encryption: encryption(kms_key_id, variables)?,
+            secrets,
+            profile: variable(variables, "AWS_PROFILE"),
+        })
+    }
+
+    fn connect(&self, options: &Options) -> Result<(Arc<dyn Bucket>, String), OpenError> {
+        let credentials = match &self.secrets {
+            Some(secrets) => secrets
+                .credentials()
+                .map_err(|cause| OpenError::Credentials(cause.to_string()))?,
+            None => find_aws_credentials(self.profile.as_deref()).map_err(OpenError::Credentials)?,
+        };
+        let keys = KeySource::new(credentials, Arc::clone(&options.clock), Arc::clone(&options.logger));
+        let endpoint = match &self.endpoint {
+            Some(endpoint) => endpoint.clone(),
+            None => aws_endpoint(&self.region),
+        };
+        let address = Address {
+            endpoint: &endpoint,
+            region: &self.region,
+            bucket: &self.bucket,
+            // Certificates are for one level of names, so a bucket with dots cannot be part of the host.
+            path_style: self.endpoint.is_some() || self.bucket.contains('.'),
+        };
+        Ok((address.connect(keys, &self.encryption, options)?, slashed(&self.prefix)))
+    }
+}
+
+impl S3Secrets {
+    fn credentials(&self) -> Result<Credentials, CredentialsError> {
+        Credentials::new(
+            Some(&self.access_key),
+            Some(&self.secret_key),
+            None,
+            self.session_token.as_deref(),
+            None,
+        )
+    }
+}
+
+/// What both kinds of locations come down to.
+struct Address<'a> {
+    endpoint: &'a str,
+    region: &'a str,
+    bucket: &'a str,
+    path_style: bool,
+}
+
+impl Address<'_> {
+    fn connect(
+        self,
+        keys: KeySource,
+        encryption: &Encryption,
+        options: &Options,
+    ) -> Result<Arc<dyn Bucket>, OpenError> {
+        let unusable = |detail: String| OpenError::Unusable {
+            store: format!("bucket {} at {}", self.bucket, self.endpoint),
+            detail,
+        };
+        let endpoint = Url::parse(self.endpoint).map_err(|cause| unusable(cause.to_string()))?;
+        let http = Http::new(options.timeouts, endpoint.scheme() == "https");
+        let address = S3Address {
+            endpoint,
+            region: self.region.to_owned(),
+            bucket: self.bucket.to_owned(),
+            path_style: self.path_style,
+        };
+        let bucket = S3Bucket::new(address, encryption.clone(), keys, http, Arc::clone(&options.clock));
+        Ok(Arc::new(bucket.map_err(|failure| unusable(failure.to_string()))?))
+    }
+}
+
+/// Where S3 of a region is.
+fn aws_endpoint(region: &str) -> String {
+    let domain = if region.starts_with("cn-") {
+        "amazonaws.com.cn"
+    } else {
+        "amazonaws.com"
+    };
+    format!("https://s3.{region}.{domain}")
+}
+
+fn with_scheme(endpoint: &str, insecure: bool) -> String {
+    match endpoint.contains("://") {
+        true => endpoint.to_owned(),
+        false => format!("{}://{endpoint}", if insecure { "http" } else { "https" }),
+    }
+}
+
+fn checked_region(region: &str) -> Result<String, String> {
+    let lawful = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let region = region.trim();
+    if !region.is_empty() && region.bytes().all(lawful) {
+        return Ok(region.to_owned());
+    }
+    Err(format!("{region:?} is no region"))
 }
 
 fn s3_secrets(variables: Lookup<'_>) -> Result<Option<S3Secrets>, String> {
@@ -283,8 +428,10 @@ mod tests {
     }
 
     fn s3(url: &str, variables: &[(&str, &str)]) -> S3Location {
-        let Location::S3(location) = parse(url, variables).unwrap();
-        location
+        match parse(url, variables).unwrap() {
+            Location::S3(location) => location,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -306,6 +453,54 @@ mod tests {
             assert_eq!(s3(&format!("s3://h/b?{plain}"), &[]).endpoint, "http://h", "{plain}");
         }
         assert!(!s3("s3://h/b?path-style=false", &[]).path_style);
+    }
+
+    #[test]
+    fn an_aws_url_names_a_bucket_and_finds_the_rest() {
+        let aws = |url, variables: &[(&str, &str)]| match parse(url, variables).unwrap() {
+            Location::Aws(location) => location,
+            other => panic!("{other:?}"),
+        };
+        let location = aws(
+            "aws://bucket/a/b",
+            &[("AWS_REGION", "eu-north-1"), ("AWS_PROFILE", "p")],
+        );
+        assert_eq!((&*location.bucket, &*location.prefix), ("bucket", "a/b"));
+        assert_eq!(location.profile.as_deref(), Some("p"));
+        assert_eq!(aws_endpoint(&location.region), "https://s3.eu-north-1.amazonaws.com");
+        let regions = [
+            ("LOCKD_AWS_REGION", "a"),
+            ("AWS_REGION", "b"),
+            ("AWS_DEFAULT_REGION", "c"),
+        ];
+        assert_eq!(aws("aws://bucket?region=d", &regions).region, "d");
+        for (from, expected) in [(0, "a"), (1, "b"), (2, "c")] {
+            assert_eq!(aws("aws://bucket", &regions[from..]).region, expected);
+        }
+        assert!(parse("aws://bucket", &[]).unwrap_err().contains("region"));
+        let double = [("AWS_REGION", "r"), ("AWS_ENDPOINT_URL", "http://127.0.0.1:5000")];
+        assert_eq!(
+            aws("aws://bucket", &double).endpoint.as_deref(),
+            Some("http://127.0.0.1:5000")
+        );
+        let other = aws("aws://bucket?endpoint=h:1&insecure=1", &double);
+        assert_eq!(other.endpoint.as_deref(), Some("http://h:1"));
+        let keys = [
+            ("AWS_REGION", "r"),
+            ("AWS_ACCESS_KEY_ID", "k"),
+            ("AWS_SECRET_ACCESS_KEY", "s"),
+        ];
+        assert_eq!(aws("aws://bucket", &keys).secrets.unwrap().access_key, "k");
+        assert!(parse("aws://bucket", &keys[..2]).is_err());
+        let kms = [
+            ("AWS_REGION", "r"),
+            ("LOCKD_S3_KMS_KEY_ID", "s"),
+            ("AWS_KMS_KEY_ID", "a"),
+        ];
+        assert_eq!(
+            aws("aws://bucket", &kms).encryption,
+            Encryption::Kms(Some("a".to_owned()))
+        );
     }
 
     #[test]

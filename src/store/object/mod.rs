@@ -58,7 +58,7 @@ mod s3;
 mod write;
 
 pub use http::Timeouts;
-pub use location::{Location, S3Location, S3Secrets};
+pub use location::{AwsLocation, Location, Lookup, S3Location, S3Secrets};
 pub use s3::Encryption;
 
 /// So many failures in a row make the store unhealthy, until something succeeds or some time has passed.
@@ -237,6 +237,10 @@ impl Store for ObjectStore {
         self.core.open_body(body)
     }
 
+    fn leftovers(&self, older_than: Duration) -> Result<Vec<BodyId>, StoreError> {
+        self.core.leftovers(older_than)
+    }
+
     fn watch(&self, _: ChangeListener) -> bool {
         false
     }
@@ -337,6 +341,25 @@ impl Core {
             }
         }
         Ok(rows)
+    }
+
+    /// Bodies that were put before so long, and no upload that was begun before.
+    fn leftovers(&self, older_than: Duration) -> Result<Vec<BodyId>, StoreError> {
+        let age_ms = i64::try_from(older_than.as_millis()).unwrap_or(i64::MAX);
+        let before_ms = self.options.clock.wall_ms().saturating_sub(age_ms);
+        let bodies = format!("{}b/", self.prefix);
+        // Not all stores list uploads; those that do not end them by themselves.
+        let _ = self.noted(self.bucket.abort_uploads_before(&bodies, before_ms));
+        let (mut found, mut cursor) = (Vec::new(), None);
+        loop {
+            let page = self.page(&bodies, cursor.as_deref(), PAGE_ROWS)?;
+            cursor = page.rows.last().map(|row| row.name.clone());
+            let old = page.rows.into_iter().filter(|row| row.modified_ms < before_ms);
+            found.extend(old.filter_map(|row| Some(BodyId::new(row.name.strip_prefix(&bodies)?))));
+            if !page.more || cursor.is_none() {
+                return Ok(found);
+            }
+        }
     }
 
     fn page(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page, StoreError> {

@@ -2,11 +2,15 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::UNIX_EPOCH;
 
 use hmac::Mac;
 use parking_lot::Mutex;
 use s3::Region;
-use s3::serde_types::{CompleteMultipartUploadData, InitiateMultipartUploadResponse, ListBucketResult, Part};
+use s3::serde_types::{
+    CompleteMultipartUploadData, InitiateMultipartUploadResponse, ListBucketResult, ListMultipartUploadsResult, Part,
+};
 use s3::signing::{self, HmacSha256};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -61,7 +65,7 @@ pub(super) struct S3Bucket {
     /// Signing keys are good for a day.
     signing_key: Mutex<Option<SigningKey>>,
     /// Some stores know an etag only without its quotes.
-    quote_etags: std::sync::atomic::AtomicBool,
+    quote_etags: AtomicBool,
 }
 
 struct SigningKey {
@@ -205,7 +209,7 @@ impl S3Bucket {
     }
 
     fn etag_header(&self, etag: &str) -> String {
-        if self.quote_etags.load(std::sync::atomic::Ordering::Relaxed) {
+        if self.quote_etags.load(Ordering::Relaxed) {
             format!("\"{etag}\"")
         } else {
             etag.to_owned()
@@ -312,6 +316,7 @@ impl Bucket for S3Bucket {
             etag: unquoted(object.e_tag.as_deref().unwrap_or_default()).to_owned(),
             name: object.key,
             bytes: object.size,
+            modified_ms: rfc3339_ms(&object.last_modified),
         });
         Ok(Page {
             rows: rows.collect(),
@@ -372,6 +377,22 @@ impl Bucket for S3Bucket {
         Ok(())
     }
 
+    fn abort_uploads_before(&self, prefix: &str, time_ms: i64) -> Result<(), Failure> {
+        let query = format!("prefix={}&uploads=", signing::uri_encode(prefix, true));
+        let answer = self.send(Method::GET, &self.url("", &query)?, HeaderMap::new(), &Payload::None)?;
+        if !answer.is_success() {
+            return Err(answer.refusal().into_failure("listing uploads"));
+        }
+        // What does not fit into one answer is for the next time.
+        let listed: ListMultipartUploadsResult = parse(&answer.text()?, "listing of uploads")?;
+        for upload in &listed.uploads {
+            if upload.key.starts_with(prefix) && rfc3339_ms(&upload.initiated) < time_ms {
+                self.abort_upload(&upload.key, &upload.id)?;
+            }
+        }
+        Ok(())
+    }
+
     fn part_bytes(&self) -> usize {
         PART_BYTES
     }
@@ -381,7 +402,7 @@ impl Bucket for S3Bucket {
     }
 
     fn use_plain_etags(&self) {
-        self.quote_etags.store(false, std::sync::atomic::Ordering::Relaxed);
+        self.quote_etags.store(false, Ordering::Relaxed);
     }
 
     fn check_bucket(&self) -> Result<(), Failure> {
@@ -422,6 +443,14 @@ fn parse<'de, T: serde::Deserialize<'de>>(xml: &'de str, what: &str) -> Result<T
 
 fn unsignable(cause: impl fmt::Display) -> Failure {
     Failure::Denied(format!("the request cannot be signed: {cause}"))
+}
+
+/// A time as listings write it. What cannot be read counts as this moment's: nothing is removed for its age then.
+fn rfc3339_ms(text: &str) -> i64 {
+    let since_epoch = humantime::parse_rfc3339_weak(text)
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    since_epoch.map_or(i64::MAX, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 fn hex(bytes: &[u8]) -> String {

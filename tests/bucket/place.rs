@@ -1,0 +1,138 @@
+//! Places in the bucket that `LOCKD_STORE` names: every server opens it through an engine of its own, as a daemon does.
+//!
+//! The variable is mandatory. Without it, or with one that cannot be right, the first test that needs the bucket ends the
+//! whole run with one clear line. Everything lies below a prefix of this run, a place each, and is removed with the place.
+
+use std::env;
+use std::io::{Write, stderr};
+use std::process;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use lockd::logging;
+use lockd::store::Store;
+use lockd::store::object::{Location, ObjectStore, Options};
+use lockd::store::retry::{RetryPolicy, RetryStore, thread_sleeper};
+use uuid::Uuid;
+
+use crate::suite::fixture::{Backend, Place};
+
+/// What a suite demands of its bucket.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Demands {
+    /// The name of the suite.
+    pub(crate) suite: &'static str,
+    /// The scheme of its URLs.
+    pub(crate) scheme: &'static str,
+    /// Beginnings of the names of variables that daemons need.
+    pub(crate) variables: &'static [&'static str],
+}
+
+/// The backend of a whole target.
+pub(crate) struct Bucket {
+    pub(crate) demands: Demands,
+    /// Servers are daemons, processes of their own.
+    pub(crate) processes: bool,
+}
+
+impl Backend for Bucket {
+    fn name(&self) -> &'static str {
+        self.demands.suite
+    }
+
+    fn open(&self) -> Box<dyn Place> {
+        Box::new(BucketPlace::new(self.demands, self.processes))
+    }
+}
+
+/// A prefix of its own.
+pub(crate) struct BucketPlace {
+    demands: Demands,
+    url: String,
+    processes: bool,
+}
+
+impl BucketPlace {
+    pub(crate) fn new(demands: Demands, processes: bool) -> Self {
+        static PLACES: AtomicUsize = AtomicUsize::new(0);
+        static RUN: OnceLock<Uuid> = OnceLock::new();
+        let url = env::var("LOCKD_STORE").unwrap_or_else(|_| demands.refuse("LOCKD_STORE is not set"));
+        let (url, query) = url.split_once('?').unwrap_or((&url, ""));
+        let (run, number) = (RUN.get_or_init(Uuid::now_v7), PLACES.fetch_add(1, Ordering::Relaxed));
+        let url = format!("{}/it-{run}/{number}?{query}", url.trim_end_matches('/'));
+        if !url.starts_with(&format!("{}://", demands.scheme)) {
+            demands.refuse(&format!("LOCKD_STORE must begin with {}://", demands.scheme));
+        }
+        Self {
+            demands,
+            url,
+            processes,
+        }
+    }
+
+    /// Another engine on this place, without retries around it.
+    pub(crate) fn engine(&self) -> ObjectStore {
+        let location = Location::parse(&self.url, &|name| env::var(name).ok()).expect("the scheme was checked");
+        let location = location.unwrap_or_else(|reason| self.demands.refuse(&reason));
+        let options = Options {
+            // Long enough for whoever reads on, short enough for whoever waits until a body is gone.
+            drop_grace: Duration::from_secs(1),
+            ..Options::default()
+        };
+        ObjectStore::open(&location, options).unwrap_or_else(|error| self.demands.refuse(&error.to_string()))
+    }
+}
+
+impl Place for BucketPlace {
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::new(RetryStore::new(
+            Arc::new(self.engine()),
+            RetryPolicy::default(),
+            logging::off(),
+            thread_sleeper(),
+        ))
+    }
+
+    fn url(&self) -> String {
+        self.url.clone()
+    }
+
+    fn variables(&self) -> Vec<(String, String)> {
+        let needed = |name: &str| self.demands.variables.iter().any(|prefix| name.starts_with(prefix));
+        env::vars()
+            .filter(|(name, _)| needed(name) && name != "LOCKD_STORE")
+            .collect()
+    }
+
+    fn servers_are_processes(&self) -> bool {
+        self.processes
+    }
+}
+
+impl Drop for BucketPlace {
+    fn drop(&mut self) {
+        // What a failed test has left is to be looked at.
+        if !std::thread::panicking()
+            && let Err(error) = self.engine().remove_everything()
+        {
+            eprintln!("left behind in {}: {error}", self.demands.suite);
+        }
+    }
+}
+
+impl Demands {
+    /// Past the capture of the test runner, and before any other test can say the same.
+    fn refuse(self, reason: &str) -> ! {
+        let suite = self.suite;
+        let text = format!(
+            "\nthe {suite} suite has no bucket to write to: {reason}\n\
+             LOCKD_STORE must name one, as fixtures/env/.env.{suite} explains. `ci/backend {suite}` starts a server for it; \
+             with one of your own, copy and edit that file, then:\n\
+             \n    set -a && source .env.{suite} && set +a && cargo test --features integration-{suite} --test {suite}\n\n"
+        );
+        // If even this cannot be written, the exit status is all there is to say.
+        let _ = stderr().lock().write_all(text.as_bytes());
+        process::exit(1);
+    }
+}

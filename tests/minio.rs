@@ -1,0 +1,56 @@
+//! The suites on a store that is compatible with S3: `cargo test --features integration-minio`, with the bucket in
+//! `LOCKD_STORE` as `fixtures/env/.env.minio` explains. `ci/backend minio` starts a server for it.
+//!
+//! All claims run with servers in the process of the test, each with an engine of its own. Those about several servers run
+//! once more with servers that are processes of their own.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::type_complexity,
+    clippy::disallowed_methods,
+    reason = "a panic is how a test fails, and a test may start threads and look at the clock"
+)]
+
+#[path = "bucket/place.rs"]
+mod place;
+#[path = "bucket/store.rs"]
+mod store;
+#[path = "suite/store.rs"]
+mod store_suite;
+mod suite;
+
+use place::{Bucket, Demands};
+
+const DEMANDS: Demands = Demands {
+    suite: "minio",
+    scheme: "s3",
+    variables: &["LOCKD_S3_"],
+};
+
+/// Makes a test of each function of a suite.
+macro_rules! suite {
+    ($module:ident: $($claim:ident),* $(,)?) => {
+        mod $module {
+            $(#[test] fn $claim() { crate::suite::$module::$claim(&super::BUCKET); })*
+        }
+    };
+}
+
+const BUCKET: Bucket = Bucket {
+    demands: DEMANDS,
+    processes: false,
+};
+
+// The list of all claims is one for all backends.
+include!("suite/list.rs");
+include!("suite/list_queue.rs");
+
+mod processes {
+    const BUCKET: crate::Bucket = crate::Bucket {
+        demands: crate::DEMANDS,
+        processes: true,
+    };
+
+    include!("suite/list_processes.rs");
+}
