@@ -119,12 +119,13 @@ pub enum StoreLocation {
     /// What [`load`] takes when nobody says anything: `data` in the configuration directory, likewise on a disk. It is made
     /// with all directories above it, for this user alone.
     DefaultDisk(PathBuf),
-    /// `s3://` or `aws://`: in a bucket. Any number of servers may serve it together.
+    /// `s3://`, `aws://` or `azure://`: in a bucket. Any number of servers may serve it together.
     Object(Box<Location>),
 }
 
 /// What a store URL looks like.
-const STORE_FORMS: &str = "mem://, disk:///absolute/path, s3://host[:port]/bucket[/prefix] or aws://bucket[/prefix]";
+const STORE_FORMS: &str = "mem://, disk:///absolute/path, s3://host[:port]/bucket[/prefix], \
+                           aws://bucket[/prefix] or azure://account/container[/prefix]";
 
 impl StoreLocation {
     /// Reads a store URL. Secrets that belong to it come from the environment of the process.
@@ -144,9 +145,6 @@ impl StoreLocation {
             "mem" | "memory" => Err("mem:// takes no path".to_owned()),
             "disk" if rest.starts_with('/') => Ok(StoreLocation::Disk(PathBuf::from(rest))),
             "disk" => Err("disk:// takes an absolute path: disk:///var/lib/lockd".to_owned()),
-            "azure" => Err(format!(
-                "{scheme}:// is not supported by this version: it has {STORE_FORMS}"
-            )),
             _ => Err(format!("expected {STORE_FORMS}")),
         }
     }

@@ -216,6 +216,21 @@ pub const SERVER_OPTIONS: &[KnownOption] = &[
         "ID",
         "The same key for aws:// alone [default: AWS_KMS_KEY_ID, else s3-kms-key-id]",
     ),
+    value(
+        "azure-key",
+        "KEY",
+        "Key of the azure:// account; better in LOCKD_AZURE_ACCOUNT_KEY",
+    ),
+    value(
+        "azure-sas-token",
+        "TOKEN",
+        "Token for the azure:// container instead; better in LOCKD_AZURE_SAS_TOKEN",
+    ),
+    value(
+        "azure-endpoint",
+        "URL",
+        "Another address of the azure:// account [default: its address at Azure]",
+    ),
     KnownOption {
         name: "default-namespace",
         short: Some('n'),
@@ -405,9 +420,6 @@ pub const REFUSED_OPTIONS: &[ForeignOption] = &[
     foreign("logstore-compaction-max-io-bytes-per-sec"),
     foreign("s3-max-part-size"),
     foreign("s3-encrypt-buffer-budget"),
-    foreign("azure-key"),
-    foreign("azure-endpoint"),
-    foreign("azure-sas-token"),
     foreign("queue-decision-cache-ttl"),
     foreign("queue-decision-max-apply"),
     foreign("queue-decision-apply-timeout"),

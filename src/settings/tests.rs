@@ -210,7 +210,7 @@ fn stores_that_do_not_exist_yet_are_refused() {
         settings(&[], &[("LOCKD_STORE", "memory://")]).store,
         StoreLocation::Memory
     );
-    assert!(refusal(&[("store", "azure://account/container")], &[]).contains("not supported by this version"));
+    assert!(refusal(&[("store", "azure://account/container")], &[]).contains("no credentials"));
     assert!(refusal(&[("store", "mem://a")], &[]).contains("takes no path"));
     assert!(refusal(&[("store", "ftp://a")], &[]).contains("expected mem://"));
 }

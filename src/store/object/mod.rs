@@ -10,7 +10,8 @@
 //! | `write` | how a record is written, and what a lost answer means |
 //! | `body`, `reaper` | bodies as streams, and deleting at leisure |
 //! | `probe` | what a store must prove before it is used |
-//! | `http`, `s3`, `credentials` | the way there |
+//! | `location` | which bucket, in a URL |
+//! | `http`, `s3`, `credentials`, `azure`, `sign_azure` | the way there |
 //!
 //! # Why each promise holds
 //!
@@ -45,6 +46,7 @@ use crate::logging::{self, Logger};
 use bucket::{Bucket, Failure, Page};
 use reaper::Reaper;
 
+mod azure;
 mod body;
 mod bucket;
 mod credentials;
@@ -55,10 +57,11 @@ mod name;
 mod probe;
 mod reaper;
 mod s3;
+mod sign_azure;
 mod write;
 
 pub use http::Timeouts;
-pub use location::{AwsLocation, Location, Lookup, S3Location, S3Secrets};
+pub use location::{AwsLocation, AzureLocation, AzureSecret, Location, Lookup, S3Location, S3Secrets};
 pub use s3::Encryption;
 
 /// So many failures in a row make the store unhealthy, until something succeeds or some time has passed.

@@ -1,0 +1,56 @@
+//! The suites on Azure Blob, or on a double of it: `cargo test --features integration-azure`, with the container
+//! in `LOCKD_STORE` as `fixtures/env/.env.azure` explains. `ci/backend azure` starts a double for it.
+//!
+//! All claims run with servers in the process of the test, each with an engine of its own. Those about several servers run
+//! once more with servers that are processes of their own.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::type_complexity,
+    clippy::disallowed_methods,
+    reason = "a panic is how a test fails, and a test may start threads and look at the clock"
+)]
+
+#[path = "bucket/place.rs"]
+mod place;
+#[path = "bucket/store.rs"]
+mod store;
+#[path = "suite/store.rs"]
+mod store_suite;
+mod suite;
+
+use place::{Bucket, Demands};
+
+const DEMANDS: Demands = Demands {
+    suite: "azure",
+    scheme: "azure",
+    variables: &["AZURE_", "LOCKD_AZURE_"],
+};
+
+/// Makes a test of each function of a suite.
+macro_rules! suite {
+    ($module:ident: $($claim:ident),* $(,)?) => {
+        mod $module {
+            $(#[test] fn $claim() { crate::suite::$module::$claim(&super::BUCKET); })*
+        }
+    };
+}
+
+const BUCKET: Bucket = Bucket {
+    demands: DEMANDS,
+    processes: false,
+};
+
+// The list of all claims is one for all backends.
+include!("suite/list.rs");
+include!("suite/list_queue.rs");
+
+mod processes {
+    const BUCKET: crate::Bucket = crate::Bucket {
+        demands: crate::DEMANDS,
+        processes: true,
+    };
+
+    include!("suite/list_processes.rs");
+}
