@@ -278,7 +278,7 @@ pub fn txn_record(txn_id: &Xid) -> RecordKey {
 }
 
 /// How many pages [`txn_page`] tells apart.
-const TXN_PAGES: u64 = 1024;
+const TXN_PAGES: u64 = 256;
 
 /// The page that a transaction is written on where several share one. Pages are few and stay, so that a name which a
 /// client may use again is never deleted.

@@ -12,8 +12,12 @@
     reason = "a panic is how a test fails, and a test may start threads and look at the clock"
 )]
 
+#[path = "bucket/faults.rs"]
+mod faults;
 #[path = "bucket/place.rs"]
 mod place;
+#[path = "bucket/proxy.rs"]
+mod proxy;
 #[path = "bucket/store.rs"]
 mod store;
 #[path = "suite/store.rs"]

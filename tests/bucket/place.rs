@@ -5,6 +5,7 @@
 
 use std::env;
 use std::io::{Write, stderr};
+use std::net::SocketAddr;
 use std::process;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -71,10 +72,48 @@ impl BucketPlace {
         }
     }
 
+    fn location(&self) -> Location {
+        let location = Location::parse(&self.url, &|name| env::var(name).ok()).expect("the scheme was checked");
+        location.unwrap_or_else(|reason| self.demands.refuse(&reason))
+    }
+
+    /// Where the store listens. Only one on loopback and without TLS can be put behind a proxy.
+    pub(crate) fn upstream(&self) -> SocketAddr {
+        let endpoint = match self.location() {
+            Location::S3(location) => location.endpoint,
+            Location::Aws(location) => location.endpoint.expect("a double"),
+            Location::Azure(location) => location.endpoint.expect("a double"),
+            other => panic!("{other:?}"),
+        };
+        let address = endpoint.strip_prefix("http://").expect("plain HTTP");
+        address
+            .split('/')
+            .next()
+            .unwrap_or_default()
+            .parse()
+            .expect("an address on loopback")
+    }
+
+    /// The same place by another address.
+    pub(crate) fn location_at(&self, address: SocketAddr) -> Location {
+        let (old, new) = (self.upstream().to_string(), address.to_string());
+        let mut location = self.location();
+        match &mut location {
+            Location::S3(location) => location.endpoint = location.endpoint.replace(&old, &new),
+            Location::Aws(location) => {
+                location.endpoint = location.endpoint.as_ref().map(|text| text.replace(&old, &new));
+            }
+            Location::Azure(location) => {
+                location.endpoint = location.endpoint.as_ref().map(|text| text.replace(&old, &new));
+            }
+            other => panic!("{other:?}"),
+        }
+        location
+    }
+
     /// Another engine on this place, without retries around it.
     pub(crate) fn engine(&self) -> ObjectStore {
-        let location = Location::parse(&self.url, &|name| env::var(name).ok()).expect("the scheme was checked");
-        let location = location.unwrap_or_else(|reason| self.demands.refuse(&reason));
+        let location = self.location();
         let options = Options {
             // Long enough for whoever reads on, short enough for whoever waits until a body is gone.
             drop_grace: Duration::from_secs(1),

@@ -12,7 +12,7 @@
 //!
 //! The head of a request is passed on as it came, so that signatures stay good.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -173,7 +173,10 @@ impl Message {
             let length: usize = length.parse().map_err(io::Error::other)?;
             message.body = vec![0; length];
             stream.read_exact(&mut message.body)?;
-        } else if message.header("transfer-encoding").is_some_and(|coding| coding == "chunked") {
+        } else if message
+            .header("transfer-encoding")
+            .is_some_and(|coding| coding == "chunked")
+        {
             message.read_chunks(stream)?;
         }
         Ok(Some(message))
@@ -199,11 +202,10 @@ impl Message {
 
     fn header(&self, name: &str) -> Option<String> {
         let text = String::from_utf8_lossy(&self.head).into_owned();
-        let found = text.lines().skip(1).find_map(|line| {
+        text.lines().skip(1).find_map(|line| {
             let (key, value) = line.split_once(':')?;
             key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
-        });
-        found
+        })
     }
 
     fn without(mut self, headers: &[&str]) -> Self {
@@ -212,7 +214,11 @@ impl Message {
             let name = line.split(':').next().unwrap_or_default();
             !headers.iter().any(|header| header.eq_ignore_ascii_case(name))
         };
-        self.head = text.split_inclusive('\n').filter(stays).collect::<String>().into_bytes();
+        self.head = text
+            .split_inclusive('\n')
+            .filter(stays)
+            .collect::<String>()
+            .into_bytes();
         self
     }
 
@@ -302,6 +308,7 @@ impl Shared {
 
 fn answer_with(client: &mut TcpStream, status: &str) -> io::Result<()> {
     let length = FAULT_BODY.len();
-    let text = format!("HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {length}\r\n\r\n{FAULT_BODY}");
+    let text =
+        format!("HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {length}\r\n\r\n{FAULT_BODY}");
     client.write_all(text.as_bytes())
 }
