@@ -12,19 +12,23 @@
     reason = "a panic is how a test fails, and a test may start threads and look at the clock"
 )]
 
+#[cfg(not(feature = "lq"))]
 #[path = "bucket/faults.rs"]
 mod faults;
 #[path = "bucket/place.rs"]
 mod place;
+#[cfg(not(feature = "lq"))]
 #[path = "bucket/proxy.rs"]
 mod proxy;
+#[cfg(not(feature = "lq"))]
 #[path = "bucket/store.rs"]
 mod store;
+#[cfg(not(feature = "lq"))]
 #[path = "suite/store.rs"]
 mod store_suite;
 mod suite;
 
-use place::{Bucket, Demands};
+use place::Demands;
 
 const DEMANDS: Demands = Demands {
     suite: "azure",
@@ -32,29 +36,4 @@ const DEMANDS: Demands = Demands {
     variables: &["AZURE_", "LOCKD_AZURE_"],
 };
 
-/// Makes a test of each function of a suite.
-macro_rules! suite {
-    ($module:ident: $($claim:ident),* $(,)?) => {
-        mod $module {
-            $(#[test] fn $claim() { crate::suite::$module::$claim(&super::BUCKET); })*
-        }
-    };
-}
-
-const BUCKET: Bucket = Bucket {
-    demands: DEMANDS,
-    processes: false,
-};
-
-// The list of all claims is one for all backends.
-include!("suite/list.rs");
-include!("suite/list_queue.rs");
-
-mod processes {
-    const BUCKET: crate::Bucket = crate::Bucket {
-        demands: crate::DEMANDS,
-        processes: true,
-    };
-
-    include!("suite/list_processes.rs");
-}
+include!("bucket/claims.rs");

@@ -1,12 +1,18 @@
 //! `lockd verify store`: whether all that a store says it holds is there and whole.
 //!
 //! For a disk store that nobody serves: every frame of the log, every snapshot, every body, every record, and every body
-//! that a record names. It changes nothing. What was found goes to standard output, one line for each check; the exit
+//! that a record names. It changes nothing.
+//!
+//! For a bucket, which others may be serving: credentials, rights, conditional writes, large bodies; and every record, and
+//! whether the bodies are there that it names. It writes below a name of its own and removes that again.
+//!
+//! What was found goes to standard output, one line for each check; the exit
 //! status is 0 when all is well and 1 when something is damaged or could not be looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
@@ -16,7 +22,10 @@ use crate::ids::BodyId;
 use crate::keys::RecordKey;
 use crate::record::bodies_named_by;
 use crate::settings::{self, StoreLocation};
+use crate::store::object::verify::{Examined, Step, examine};
+use crate::store::object::{self, Location, ObjectStore};
 use crate::store::shared_log::verify::{Check, Findings, verify};
+use crate::store::{Store, StoreError};
 
 const OK: &str = "\u{2714}";
 const BAD: &str = "\u{2718}";
@@ -44,7 +53,7 @@ impl VerifyCommand {
         let out = &mut *context.stdout;
         match location {
             StoreLocation::Disk(root) | StoreLocation::DefaultDisk(root) => verify_disk(out, &root),
-            StoreLocation::Object(_) => Err(CliError::new("this version verifies stores on a disk only")),
+            StoreLocation::Object(location) => verify_bucket(out, &location),
             StoreLocation::Memory => {
                 writeln!(out, "Store: mem://\nProvider: mem\n")?;
                 writeln!(out, "A memory store keeps nothing that could be verified.")?;
@@ -80,6 +89,79 @@ fn verify_disk(out: &mut dyn Write, root: &Path) -> Result<(), CliError> {
         out.flush()?;
         Err(CliError::new("storage verification failed"))
     }
+}
+
+fn verify_bucket(out: &mut dyn Write, location: &Location) -> Result<(), CliError> {
+    writeln!(out, "{location}\n")?;
+    let Examined { steps, store } = examine(location, object::Options::default());
+    for Step { name, outcome } in &steps {
+        match outcome {
+            Ok(remark) => writeln!(out, "{OK} {name}: {remark}")?,
+            Err(reason) => writeln!(out, "{BAD} {name}: {reason}")?,
+        }
+    }
+    let is_sound = match store {
+        Some(store) => {
+            let check = records_in(&store)?;
+            show(out, &check)?;
+            check.faults.is_empty()
+        }
+        None => false,
+    };
+    writeln!(out)?;
+    if is_sound {
+        writeln!(out, "Storage verification succeeded.")?;
+        return Ok(());
+    }
+    if let Location::Aws(location) = location {
+        writeln!(out, "These rights are needed:\n{}\n", location.policy())?;
+    }
+    out.flush()?;
+    Err(CliError::new("storage verification failed"))
+}
+
+/// Looks at all records of a bucket. Others may be writing meanwhile, so what seems to be wrong is looked at once more.
+fn records_in(store: &ObjectStore) -> Result<Check, CliError> {
+    const PAGE: usize = 1000;
+    let failed = |error: StoreError| CliError::new(format!("cannot read the records: {error}"));
+    let mut records = Records::new();
+    let mut after = None;
+    loop {
+        let page = store.list("", after.as_ref(), PAGE).map_err(failed)?;
+        for row in &page {
+            match store.read(&row.key) {
+                Ok(Some(stored)) => records.take(&row.key, &stored.value),
+                Ok(None) => {}
+                Err(StoreError::Corrupt { place, offset, detail }) => records.check.fault(place, offset, detail),
+                Err(other) => return Err(failed(other)),
+            }
+        }
+        match page.last() {
+            Some(last) if page.len() == PAGE => after = Some(last.key.clone()),
+            _ => break,
+        }
+    }
+    // Whatever a record has named while it was looked at may have been dropped since, along with the record's change.
+    let named: Vec<(BodyId, RecordKey)> = records.named.clone().into_iter().collect();
+    let mut bodies: BTreeSet<BodyId> = store.leftovers(Duration::ZERO).map_err(failed)?.into_iter().collect();
+    for (body, key) in named {
+        if !bodies.contains(&body) {
+            let still_named = match store.read(&key).map_err(failed)? {
+                Some(stored) => bodies_named_by(&key, &stored.value)
+                    .ok()
+                    .flatten()
+                    .unwrap_or_default()
+                    .contains(&body),
+                None => false,
+            };
+            if still_named && store.body_reader(&body).is_ok() {
+                bodies.insert(body);
+            } else if !still_named {
+                records.named.remove(&body);
+            }
+        }
+    }
+    Ok(records.checked(&bodies))
 }
 
 fn show(out: &mut dyn Write, check: &Check) -> Result<(), CliError> {
@@ -123,7 +205,7 @@ impl Records {
     }
 
     /// Compares what the records name with what is there.
-    fn checked(mut self, bodies: &std::collections::BTreeSet<BodyId>) -> Check {
+    fn checked(mut self, bodies: &BTreeSet<BodyId>) -> Check {
         for (body, key) in &self.named {
             if !bodies.contains(body) {
                 let detail = format!("it names body {}, which is missing or damaged", body.as_str());

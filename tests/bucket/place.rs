@@ -18,6 +18,7 @@ use lockd::store::retry::{RetryPolicy, RetryStore, thread_sleeper};
 use uuid::Uuid;
 
 use crate::suite::fixture::{Backend, Place};
+use crate::suite::queue_calls::Mode;
 
 /// What a suite demands of its bucket.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +45,10 @@ impl Backend for Bucket {
 
     fn open(&self) -> Box<dyn Place> {
         Box::new(BucketPlace::new(self.demands, self.processes))
+    }
+
+    fn queue_mode(&self) -> Mode {
+        Mode::Polling
     }
 }
 
@@ -77,6 +82,7 @@ impl BucketPlace {
         location.unwrap_or_else(|reason| self.demands.refuse(&reason))
     }
 
+    #[cfg_attr(feature = "lq", allow(dead_code, reason = "no proxy without the other claims"))]
     /// Where the store listens. Only one on loopback and without TLS can be put behind a proxy.
     pub(crate) fn upstream(&self) -> SocketAddr {
         let endpoint = match self.location() {
@@ -94,6 +100,7 @@ impl BucketPlace {
             .expect("an address on loopback")
     }
 
+    #[cfg_attr(feature = "lq", allow(dead_code, reason = "no proxy without the other claims"))]
     /// The same place by another address.
     pub(crate) fn location_at(&self, address: SocketAddr) -> Location {
         let (old, new) = (self.upstream().to_string(), address.to_string());

@@ -206,6 +206,13 @@ impl Bucket for AzureBucket {
         }
     }
 
+    fn delete_if(&self, name: &str, etag: &str) -> Result<(), Failure> {
+        let mut headers = HeaderMap::new();
+        put_header(&mut headers, "if-match", &format!("\"{etag}\""))?;
+        self.ask(Method::DELETE, self.url(name, "")?, headers)?.drain();
+        Ok(())
+    }
+
     fn delete(&self, name: &str) -> Result<(), Failure> {
         let answer = self.ask(Method::DELETE, self.url(name, "")?, HeaderMap::new())?;
         if answer.is_success() {

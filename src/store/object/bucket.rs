@@ -22,6 +22,9 @@ pub(super) trait Bucket: Send + Sync + 'static {
     /// Deletes an object, whatever it holds. One that is not there is fine.
     fn delete(&self, name: &str) -> Result<(), Failure>;
 
+    /// Deletes an object if it is in this state; for whoever wants to know whether the store looks at the condition.
+    fn delete_if(&self, name: &str, etag: &str) -> Result<(), Failure>;
+
     /// Lists objects whose name begins with `prefix` and is greater than `after`, in byte order, at most `limit`. `limit`
     /// is at least 1.
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page, Failure>;

@@ -73,6 +73,65 @@ impl fmt::Debug for AzureSecret {
     }
 }
 
+/// What a person may know of it: where it is, and whether there are credentials, but not which.
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = |prefix: &str| {
+            if prefix.is_empty() {
+                "(none)".to_owned()
+            } else {
+                prefix.to_owned()
+            }
+        };
+        match self {
+            Self::S3(location) => {
+                writeln!(f, "Store: s3://{}\nProvider: s3", location.bucket)?;
+                writeln!(
+                    f,
+                    "Endpoint: {}\nPrefix: {}",
+                    location.endpoint,
+                    prefix(&location.prefix)
+                )?;
+                match &location.secrets {
+                    Some(secrets) => write!(f, "AccessKey: {} (has_secret: true)", secrets.access_key),
+                    None => f.write_str("AccessKey: (none)"),
+                }
+            }
+            Self::Aws(location) => {
+                writeln!(
+                    f,
+                    "Store: aws://{}\nProvider: aws\nRegion: {}",
+                    location.bucket, location.region
+                )?;
+                let endpoint = location
+                    .endpoint
+                    .clone()
+                    .unwrap_or_else(|| aws_endpoint(&location.region));
+                writeln!(f, "Endpoint: {endpoint}\nPrefix: {}", prefix(&location.prefix))?;
+                match &location.secrets {
+                    Some(secrets) => write!(f, "AccessKey: {} (has_secret: true)", secrets.access_key),
+                    None => f.write_str("AccessKey: (looked for when the bucket is opened)"),
+                }
+            }
+            Self::Azure(location) => {
+                writeln!(
+                    f,
+                    "Store: azure://{}/{}\nProvider: azure",
+                    location.account, location.container
+                )?;
+                if let Some(endpoint) = &location.endpoint {
+                    writeln!(f, "Endpoint: {endpoint}")?;
+                }
+                writeln!(f, "Prefix: {}", prefix(&location.prefix))?;
+                f.write_str(match location.secret {
+                    AzureSecret::AccountKey(_) => "Credentials: account key",
+                    AzureSecret::Token(_) => "Credentials: token",
+                })
+            }
+        }
+    }
+}
+
 /// A bucket at AWS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AwsLocation {
@@ -247,6 +306,25 @@ impl AwsLocation {
             secrets,
             profile: variable(variables, "AWS_PROFILE"),
         })
+    }
+
+    /// The rights that are needed, as a policy.
+    pub fn policy(&self) -> String {
+        let objects = match &*self.prefix {
+            "" => format!("arn:aws:s3:::{}/*", self.bucket),
+            prefix => format!("arn:aws:s3:::{}/{prefix}/*", self.bucket),
+        };
+        format!(
+            r#"{{
+  "Version": "2012-10-17",
+  "Statement": [
+    {{"Effect": "Allow", "Action": ["s3:ListBucket", "s3:ListBucketMultipartUploads"], "Resource": "arn:aws:s3:::{}"}},
+    {{"Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
+     "Resource": "{objects}"}}
+  ]
+}}"#,
+            self.bucket
+        )
     }
 
     fn connect(&self, options: &Options) -> Result<(Arc<dyn Bucket>, String), OpenError> {

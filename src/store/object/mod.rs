@@ -9,7 +9,7 @@
 //! | `name`, `envelope` | where a record lies, and its bytes |
 //! | `write` | how a record is written, and what a lost answer means |
 //! | `body`, `reaper` | bodies as streams, and deleting at leisure |
-//! | `probe` | what a store must prove before it is used |
+//! | `probe`, `verify` | what a store must prove before it is used, and what a person may want to know before |
 //! | `location` | which bucket, in a URL |
 //! | `http`, `s3`, `credentials`, `azure`, `sign_azure` | the way there |
 //!
@@ -58,6 +58,7 @@ mod probe;
 mod reaper;
 mod s3;
 mod sign_azure;
+pub mod verify;
 mod write;
 
 pub use http::Timeouts;
@@ -181,7 +182,7 @@ impl ObjectStore {
     pub fn open(location: &Location, options: Options) -> Result<Self, OpenError> {
         let (bucket, prefix) = location.connect(&options)?;
         let store = Self::over(bucket, prefix, options)?;
-        probe::check(&store.core)?;
+        probe::check(&store.core, probe::RACES_AT_START)?;
         Ok(store)
     }
 

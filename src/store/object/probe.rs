@@ -12,16 +12,16 @@ use super::bucket::{Bucket, Condition, Failure, Put};
 use super::{Core, OpenError};
 
 /// A store that checks and writes in two steps doubles more than half of such races.
-const RACES: usize = 3;
+pub(super) const RACES_AT_START: usize = 3;
 const RACERS: usize = 4;
 /// How often a request of the trial is sent before its failure is believed.
 const ATTEMPTS: u32 = 4;
 
 /// Tries the store out, and removes what it has written.
-pub(super) fn check(core: &Core) -> Result<(), OpenError> {
+pub(super) fn check(core: &Core, races: usize) -> Result<(), OpenError> {
     let place = format!("{}.lockd/probe-{}", core.prefix, core.ids.uuid());
     let mut names = vec![place.clone()];
-    names.extend((0..RACES).map(|race| format!("{place}-race-{race}")));
+    names.extend((0..races).map(|race| format!("{place}-race-{race}")));
     let verdict = Trial { core, place: &place }.run(&names[1..]);
     for name in &names {
         let _ = core.bucket.delete(name);

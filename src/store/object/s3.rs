@@ -279,6 +279,14 @@ impl Bucket for S3Bucket {
         }
     }
 
+    fn delete_if(&self, name: &str, etag: &str) -> Result<(), Failure> {
+        let mut headers = HeaderMap::new();
+        put_header(&mut headers, "if-match", &self.etag_header(etag))?;
+        let answer = self.send(Method::DELETE, &self.object_url(name)?, headers, &Payload::None)?;
+        answer.drain();
+        Ok(())
+    }
+
     fn delete(&self, name: &str) -> Result<(), Failure> {
         let answer = self.send(
             Method::DELETE,
