@@ -239,12 +239,12 @@ mod tests {
     #[test]
     fn foreign_flags_parse_but_stay_out_of_the_help() {
         assert_eq!(
-            server(&["--connguard-enabled=false", "--s3-sse", "AES256"]),
-            [pair("connguard-enabled", "false"), pair("s3-sse", "AES256")]
+            server(&["--connguard-enabled=false", "--logstore-segment-size", "1MB"]),
+            [pair("connguard-enabled", "false"), pair("logstore-segment-size", "1MB")]
         );
         let help = Arguments::command().render_long_help().to_string();
         assert!(help.contains("--sweeper-interval <DURATION>"), "{help}");
         assert!(!help.contains("connguard"), "{help}");
-        assert!(!help.contains("s3-sse"), "{help}");
+        assert!(!help.contains("logstore"), "{help}");
     }
 }

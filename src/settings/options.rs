@@ -178,7 +178,7 @@ pub const SERVER_OPTIONS: &[KnownOption] = &[
     value(
         "store",
         "URL",
-        "Where everything is kept: disk:///absolute/path or mem:// [default: data in $LOCKD_CONFIG_DIR, or in ~/.lockd]",
+        "Where everything is kept: disk:///absolute/path, mem://, s3://host/bucket, aws://bucket or azure://account/container [default: data in $LOCKD_CONFIG_DIR, or in ~/.lockd]",
     ),
     value(
         "storage-retry-attempts",
@@ -203,18 +203,18 @@ pub const SERVER_OPTIONS: &[KnownOption] = &[
     value(
         "s3-sse",
         "ALGORITHM",
-        "Encryption by the store: AES256 or aws:kms [default: as the bucket is set up]",
+        "Encryption by the store: AES256 or aws:kms; without it as the bucket is set up",
     ),
     value("s3-kms-key-id", "ID", "Key of the key management service for aws:kms"),
     value(
         "aws-region",
         "REGION",
-        "Region of an aws:// bucket [default: AWS_REGION or AWS_DEFAULT_REGION]",
+        "Region of an aws:// bucket; else AWS_REGION or AWS_DEFAULT_REGION tells",
     ),
     value(
         "aws-kms-key-id",
         "ID",
-        "The same key for aws:// alone [default: AWS_KMS_KEY_ID, else s3-kms-key-id]",
+        "The same key for aws:// alone; else AWS_KMS_KEY_ID or s3-kms-key-id",
     ),
     value(
         "azure-key",
@@ -229,7 +229,7 @@ pub const SERVER_OPTIONS: &[KnownOption] = &[
     value(
         "azure-endpoint",
         "URL",
-        "Another address of the azure:// account [default: its address at Azure]",
+        "Another address of the azure:// account than the one at Azure",
     ),
     KnownOption {
         name: "default-namespace",

@@ -81,7 +81,7 @@ fn the_help_tells_the_defaults_in_force() {
         Some((option.name.to_owned(), rest.strip_suffix(']')?.to_owned()))
     };
     let mut flags: Flags = SERVER_OPTIONS.iter().filter_map(told).collect();
-    assert_eq!(flags.len(), 20, "{flags:?}");
+    assert_eq!(flags.len(), 24, "{flags:?}");
     // That of the store tells where it is; the value itself depends on who asks.
     let store = flags.remove("store").unwrap();
     assert!(store.starts_with("data in $LOCKD_CONFIG_DIR"), "{store}");
@@ -251,12 +251,15 @@ fn what_this_version_lacks_is_refused_from_every_source() {
         refusal(&[("metrics-listen", ":9464")], &[]),
         "--metrics-listen: not supported by this version"
     );
-    assert!(refusal(&[], &[("LOCKD_AWS_REGION", "x")]).starts_with("LOCKD_AWS_REGION: not supported"));
+    assert!(
+        refusal(&[], &[("LOCKD_LOGSTORE_SEGMENT_SIZE", "1MB")])
+            .starts_with("LOCKD_LOGSTORE_SEGMENT_SIZE: not supported")
+    );
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.yaml");
     let file = path.to_str().unwrap();
-    fs::write(&path, "s3-sse: AES256\n").unwrap();
-    assert!(refusal(&[("config", file)], &[]).starts_with("s3-sse (configuration file): not supported"));
+    fs::write(&path, "logstore-segment-size: 1MB\n").unwrap();
+    assert!(refusal(&[("config", file)], &[]).starts_with("logstore-segment-size (configuration file): not supported"));
     fs::write(&path, "mtls: true\n").unwrap();
     assert!(refusal(&[("config", file)], &[]).contains("no TLS"));
     assert!(refusal(&[("bundle", "/etc/lockd/server.pem")], &[]).contains("no TLS"));

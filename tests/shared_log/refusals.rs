@@ -41,7 +41,7 @@ fn a_root_that_cannot_be_right_ends_the_run_too() {
     assert_refused(Some(""), "expected");
     assert_refused(Some("/var/tmp"), "expected");
     assert_refused(Some("mem://"), "expected disk:///absolute/path");
-    assert_refused(Some("s3://host/bucket"), "not supported");
+    assert_refused(Some("s3://host"), "expected");
     assert_refused(Some("disk://host/path"), "absolute path");
     assert_refused(Some("disk://relative"), "absolute path");
     assert_refused(Some("disk:///nowhere/at/all"), "there is no such directory");
