@@ -74,6 +74,7 @@ pub mod lease;
 pub mod logging;
 pub mod namespace;
 pub mod net;
+pub mod news;
 pub mod queue;
 pub mod record;
 pub mod server;

@@ -7,11 +7,11 @@
 //! A [`Server`] in a process of somebody else's behaves like the daemon: it can be stopped from any thread, also from a
 //! handler of a client of its own.
 
+mod stores;
+
 use std::fmt;
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -32,18 +32,17 @@ use crate::http::intake::{Bound, Intake, ListenOn};
 use crate::http::{HttpLimits, ParkedAcquire, ParkedConsumer, QueueParts, Service, Streams, WorkQueue};
 use crate::ids::IdMaker;
 use crate::keys::{self, Namespace};
-use crate::lease::table::{KeyTable, LeaseEnds};
+use crate::lease::table::KeyTable;
 use crate::lease::{Leases, TtlLimits};
 use crate::logging::Logger;
 use crate::namespace::Namespaces;
 use crate::net::sever::ListenerAddr;
+use crate::news::Listener;
 use crate::queue::Queues;
-use crate::settings::{Listen, QueueSettings, Settings, StoreLocation};
+use crate::settings::{Listen, QueueSettings, Settings};
 use crate::state::{StateLimits, States};
-use crate::store::memory::MemoryStore;
-use crate::store::object::{self, ObjectStore};
-use crate::store::retry::{RetryStore, thread_sleeper};
-use crate::store::shared_log::{OpenError, Options, SharedLogStore};
+use crate::store::object;
+use crate::store::shared_log::OpenError;
 use crate::store::{Store, StoreError};
 use crate::sweeper::{SweepPlan, Sweeper};
 use crate::threads;
@@ -181,10 +180,10 @@ impl Server {
             clock,
             close_defaults,
         } = parts;
-        let queue_feed = wants_queue_feed(&settings, store.is_some());
+        let queue_feed = stores::wants_queue_feed(&settings, store.is_some());
         let store = match store {
             Some(store) => store,
-            None => open_store(&settings, &logger)?,
+            None => stores::open(&settings, &logger)?,
         };
         let queue_feed = queue_feed && store.capabilities().feed;
         let default_namespace = Namespace::parse(&settings.default_namespace)
@@ -207,7 +206,6 @@ impl Server {
         let table = Arc::new(KeyTable::new(
             Arc::clone(&store),
             Arc::clone(&clock),
-            Arc::new(dispatcher.clone()),
             Arc::new(dispatcher.clone()),
         ));
         if let Err(cause) = table.committer().finish_what_others_left() {
@@ -458,30 +456,6 @@ fn log_panics(logger: &Logger) {
     }));
 }
 
-fn open_store(settings: &Settings, logger: &Logger) -> Result<Arc<dyn Store>, ServeError> {
-    match &settings.store {
-        StoreLocation::Object(location) => {
-            let options = object::Options {
-                logger: Arc::clone(logger),
-                ..object::Options::default()
-            };
-            let store = ObjectStore::open(location, options).map_err(ServeError::OpenBucket)?;
-            Ok(Arc::new(RetryStore::new(
-                Arc::new(store),
-                settings.storage_retry,
-                Arc::clone(logger),
-                thread_sleeper(),
-            )))
-        }
-        StoreLocation::Memory => Ok(Arc::new(MemoryStore::new())),
-        StoreLocation::Disk(root) => open_disk(root),
-        StoreLocation::DefaultDisk(root) => {
-            make_parents(root)?;
-            open_disk(root)
-        }
-    }
-}
-
 /// Starts the threads that handle requests.
 fn start_workers(service: &Arc<Service>, count: usize) -> io::Result<()> {
     let workers = (0..count)
@@ -497,29 +471,6 @@ fn start_workers(service: &Arc<Service>, count: usize) -> io::Result<()> {
         threads::spawn("worker-more", move || service.help_out())
     });
     Ok(())
-}
-
-fn open_disk(root: &Path) -> Result<Arc<dyn Store>, ServeError> {
-    match SharedLogStore::open(root, Options::default()) {
-        Ok(store) => Ok(Arc::new(store)),
-        Err(cause) => Err(ServeError::OpenDisk {
-            root: root.to_owned(),
-            cause,
-        }),
-    }
-}
-
-/// Makes what is missing above a root, for this user alone.
-fn make_parents(root: &Path) -> Result<(), ServeError> {
-    let Some(parent) = root.parent() else { return Ok(()) };
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
-    made.map_err(|cause| ServeError::OpenDisk {
-        root: root.to_owned(),
-        cause: OpenError::Io {
-            doing: format!("making {}", parent.display()),
-            cause,
-        },
-    })
 }
 
 fn bind(listen: &Listen) -> Result<Bound, ServeError> {
@@ -580,20 +531,6 @@ fn hand_out(service: &Arc<Service>) -> HandOut<ParkedAcquire, ParkedConsumer> {
     }
 }
 
-/// Whether changes of other servers shall be listened to for queues. A store that was handed in may be of any kind.
-fn wants_queue_feed(settings: &Settings, is_handed_in: bool) -> bool {
-    let QueueSettings {
-        watch_mem, watch_disk, ..
-    } = settings.queue;
-    match &settings.store {
-        _ if is_handed_in => watch_mem && watch_disk,
-        StoreLocation::Memory => watch_mem,
-        // It has no feed.
-        StoreLocation::Object(_) => false,
-        StoreLocation::Disk(_) | StoreLocation::DefaultDisk(_) => watch_disk,
-    }
-}
-
 fn desk_limits(settings: &QueueSettings, feed: bool) -> DeskLimits {
     DeskLimits {
         poll: PollLimits {
@@ -618,17 +555,7 @@ fn to_stderr(line: &str) {
 
 fn log_queue_settings(logger: &Logger, settings: &Settings, poll: &PollLimits) {
     let target = "queue.dispatcher.core";
-    let QueueSettings {
-        watch_mem, watch_disk, ..
-    } = settings.queue;
-    let (mode, reason) = match &settings.store {
-        StoreLocation::Memory if poll.feed => ("inprocess", "memory_queue_watch_enabled"),
-        StoreLocation::Memory if !watch_mem => ("disabled", "memory_queue_watch_disabled"),
-        StoreLocation::Disk(_) | StoreLocation::DefaultDisk(_) if poll.feed => ("fsnotify", "filesystem_watch_enabled"),
-        StoreLocation::Disk(_) | StoreLocation::DefaultDisk(_) if !watch_disk => ("polling", "config_disabled"),
-        StoreLocation::Disk(_) | StoreLocation::DefaultDisk(_) => ("polling", "filesystem_not_supported"),
-        _ => ("unknown", "backend_does_not_report"),
-    };
+    let (mode, reason) = stores::watch_mode(settings, poll.feed);
     log::info!(logger: logger, target: target, max_consumers = settings.queue.max_consumers,
         poll_interval:? = poll.floor, poll_jitter:? = poll.jitter, resilient_poll_interval:? = poll.resilient,
         page_size = settings.queue.list_page_size, watch_mode = mode, watch_reason = reason;

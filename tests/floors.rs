@@ -30,6 +30,7 @@ const FLOORS: [&[&str]; 6] = [
         "error",
         "lease",
         "namespace",
+        "news",
         "queue",
         "state",
         "sweeper",

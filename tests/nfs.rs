@@ -43,31 +43,7 @@ const DEMANDS: Demands = Demands {
     on_nfs: true,
 };
 
-/// Makes a test of each function of a suite.
-macro_rules! suite {
-    ($module:ident: $($claim:ident),* $(,)?) => {
-        mod $module {
-            $(#[test] fn $claim() {
-                let how = (super::SERVERS, super::MODE);
-                crate::place::run(crate::DEMANDS, stringify!($claim), how, crate::suite::$module::$claim);
-            })*
-        }
-    };
-}
-
-/// The same for claims that take long: with `LOCKD_LQ_EXTENDED=1`.
-macro_rules! extended {
-    ($name:ident of $module:ident: $($claim:ident),* $(,)?) => {
-        mod $name {
-            $(#[test] fn $claim() {
-                if crate::suite::queue_calls::is_wanted(stringify!($module), crate::DEMANDS.suite, super::MODE, true) {
-                    let how = (super::SERVERS, super::MODE);
-                    crate::place::run(crate::DEMANDS, stringify!($claim), how, crate::suite::$module::$claim);
-                }
-            })*
-        }
-    };
-}
+include!("shared_log/claims.rs");
 
 const SERVERS: Servers = Servers::EngineEach;
 const MODE: Mode = Mode::Polling;

@@ -21,9 +21,10 @@ use lockd::clock::{Moment, SharedClock, SystemClock};
 use lockd::error::Error;
 use lockd::ids::IdMaker;
 use lockd::keys::{MessageId, Namespace, QueueId, QueueName, RecordKey};
-use lockd::lease::table::{KeyTable, LeaseEnds};
+use lockd::lease::table::KeyTable;
+use lockd::news::Listener;
 use lockd::queue::rules::{Holder, Intent, Nack, NewMessage, Refusal};
-use lockd::queue::{DeliverRequest, Delivered, EnqueueMeta, NotDelivered, QueueChanges, Queues};
+use lockd::queue::{DeliverRequest, Delivered, EnqueueMeta, NotDelivered, Queues};
 use lockd::store::fault::{Fault, FaultPlan, FaultStore, Operation};
 use lockd::store::memory::MemoryStore;
 use lockd::store::shared_log::{Options, SharedLogStore};
@@ -165,7 +166,7 @@ impl Server {
         }
         let store = Arc::new(FaultStore::new(store, plan, Arc::new(|_| ())));
         let ready = Arc::new(Ready::default());
-        let table = KeyTable::new(store, Arc::clone(clock), Arc::new(NoKeys), ready.clone());
+        let table = KeyTable::new(store, Arc::clone(clock), ready.clone());
         let ids = Arc::new(IdMaker::new(Arc::clone(clock)));
         Self {
             queues: Queues::new(Arc::new(table), ids, 64 * 1024),
@@ -174,13 +175,9 @@ impl Server {
     }
 }
 
-struct NoKeys;
-
-impl LeaseEnds for NoKeys {
+impl Listener for Ready {
     fn lease_ended(&self, _: &RecordKey) {}
-}
 
-impl QueueChanges for Ready {
     fn visible(&self, _: &QueueId, id: MessageId, from_ms: i64) {
         let mut list = self.list.lock();
         if let Some(old_ms) = list.1.insert(id, from_ms) {

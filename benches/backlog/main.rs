@@ -17,10 +17,11 @@ use std::{fs, thread};
 use lexopt::{Arg, Parser, ValueExt};
 use lockd::clock::{SharedClock, SystemClock};
 use lockd::ids::IdMaker;
-use lockd::keys::{MessageId, Namespace, QueueId, QueueName, RecordKey};
-use lockd::lease::table::{KeyTable, LeaseEnds};
+use lockd::keys::{MessageId, Namespace, QueueId, QueueName};
+use lockd::lease::table::KeyTable;
+use lockd::news::NobodyListens;
 use lockd::queue::rules::{Holder, NewMessage};
-use lockd::queue::{DeliverRequest, EnqueueMeta, Queues, Unheard};
+use lockd::queue::{DeliverRequest, EnqueueMeta, Queues};
 use lockd::store::Store;
 use lockd::store::memory::MemoryStore;
 use lockd::store::shared_log::{Options, SharedLogStore};
@@ -146,19 +147,13 @@ struct Backlog {
     queues: Queues,
 }
 
-struct NobodyWaits;
-
-impl LeaseEnds for NobodyWaits {
-    fn lease_ended(&self, _: &RecordKey) {}
-}
-
 impl Backlog {
     fn open(plan: &Plan, name: &str, clock: &SharedClock) -> Result<Self, Failure> {
         let store: Arc<dyn Store> = match &plan.root {
             None => Arc::new(MemoryStore::new()),
             Some(root) => Arc::new(SharedLogStore::open(&new_root(root, name)?, Options::default())?),
         };
-        let table = KeyTable::new(store, Arc::clone(clock), Arc::new(NobodyWaits), Arc::new(Unheard));
+        let table = KeyTable::new(store, Arc::clone(clock), Arc::new(NobodyListens));
         let ids = Arc::new(IdMaker::new(Arc::clone(clock)));
         Ok(Self {
             queues: Queues::new(Arc::new(table), ids, 64 * 1024),

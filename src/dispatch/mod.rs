@@ -59,10 +59,9 @@ pub use waiters::WaitLimits;
 use crate::clock::{Moment, SharedClock};
 use crate::error::Error;
 use crate::keys::{MessageId, QueueId};
-use crate::lease::table::LeaseEnds;
 use crate::logging::Logger;
 use crate::net::peer::Peer;
-use crate::queue::QueueChanges;
+use crate::news::Listener;
 use crate::store::RecordKey;
 use crate::threads;
 use desk::{Desk, Outbox, Time};
@@ -331,15 +330,13 @@ impl<P: Parked, C: Parked> Dispatcher<P, C> {
     }
 }
 
-impl<P: Parked, C: Parked> LeaseEnds for Dispatcher<P, C> {
+impl<P: Parked, C: Parked> Listener for Dispatcher<P, C> {
     fn lease_ended(&self, key: &RecordKey) {
         if self.hint.contains(key) {
             self.send(Event::LeaseEnded(key.clone()));
         }
     }
-}
 
-impl<P: Parked, C: Parked> QueueChanges for Dispatcher<P, C> {
     fn visible(&self, queue: &QueueId, id: MessageId, visible_from_ms: i64) {
         self.send(Event::Visible {
             queue: queue.clone(),

@@ -14,7 +14,8 @@ use super::{Next, Reply, Service};
 use crate::dispatch::{Consumer, Patience, Purpose, QueueCounts, Wish};
 use crate::error::Error;
 use crate::keys::{MessageId, QueueId};
-use crate::queue::{QueueChanges, Seen};
+use crate::news::Listener;
+use crate::queue::Seen;
 
 /// So often the message that seemed to be next may turn out not to be, before the queue counts as empty.
 pub(super) const HEADS_MAX: usize = 64;
@@ -97,7 +98,7 @@ impl Service {
         match seen {
             Some(seen) if seen.visible_from_ms <= self.edge.clock.wall_ms() => return Ok(Some(seen)),
             Some(seen) => self.dispatcher.visible(queue, id, seen.visible_from_ms),
-            None => QueueChanges::gone(&self.dispatcher, queue, id),
+            None => Listener::gone(&self.dispatcher, queue, id),
         }
         Ok(None)
     }

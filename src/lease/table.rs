@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::ids::Xid;
 use crate::keys::{self, Key, Namespace};
 use crate::lease::rules::{Now, Refused};
-use crate::queue::QueueChanges;
+use crate::news::Listener;
 use crate::record::{KeyRecord, Participant, Subject};
 use crate::store::{Batch, BodyId, RecordKey, Store, StoreError};
 use crate::txn::commit::{Chore, Committer};
@@ -27,12 +27,6 @@ const ROUNDS_MAX: usize = 100;
 const STRIPES: usize = 256;
 /// Where each round costs requests over a network, those who lose make room for each other, a little longer each time.
 const PAUSE_MS_MAX: u64 = 200;
-
-/// Hears of keys whose lease has ended or will end sooner than it seemed. Must be quick: it runs inside the write.
-pub trait LeaseEnds: Send + Sync {
-    /// The lease on this key's record may be over.
-    fn lease_ended(&self, key: &RecordKey);
-}
 
 /// A key in its namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -96,16 +90,11 @@ pub enum Step<T> {
 }
 
 impl KeyTable {
-    /// A table over a store. `waiters` and `queues` hear of what other calls may be waiting for.
-    pub fn new(
-        store: Arc<dyn Store>,
-        clock: SharedClock,
-        waiters: Arc<dyn LeaseEnds>,
-        queues: Arc<dyn QueueChanges>,
-    ) -> Self {
+    /// A table over a store. `listener` hears of what other calls may be waiting for.
+    pub fn new(store: Arc<dyn Store>, clock: SharedClock, listener: Arc<dyn Listener>) -> Self {
         let stripes = (0..STRIPES).map(|_| Mutex::new(())).collect();
         Self {
-            committer: Committer::new(store, clock, waiters, queues),
+            committer: Committer::new(store, clock, listener),
             stripes,
             hasher: RandomState::new(),
         }

@@ -8,13 +8,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::rules::{Credentials, Expected};
-use super::table::{KeyName, KeyTable, LeaseEnds};
+use super::table::{KeyName, KeyTable};
 use super::{Leases, TtlLimits, Wanted};
 use crate::clock::ManualClock;
 use crate::error::Error;
 use crate::ids::{IdMaker, Xid};
 use crate::keys::{Key, Namespace, RecordKey};
-use crate::queue::Unheard;
+use crate::keys::{MessageId, QueueId};
+use crate::news::Listener;
 use crate::record::{Attributes, KeyRecord};
 use crate::state::{Announced, OutgoingBytes, StateLimits, States};
 use crate::store::Store;
@@ -56,10 +57,14 @@ impl Ended {
     }
 }
 
-impl LeaseEnds for Ended {
+impl Listener for Ended {
     fn lease_ended(&self, key: &RecordKey) {
         self.0.lock().push(key.as_str().to_owned());
     }
+
+    fn visible(&self, _: &QueueId, _: MessageId, _: i64) {}
+
+    fn gone(&self, _: &QueueId, _: MessageId) {}
 }
 
 impl Testbed {
@@ -105,7 +110,7 @@ impl Testbed {
         let faulty = Arc::new(FaultStore::new(Arc::new(memory.handle()), FaultPlan::quiet(0), sleep));
         let ended = Arc::new(Ended::default());
         let store: Arc<dyn Store> = wrap(faulty.clone());
-        let table = KeyTable::new(store, clock.clone(), ended.clone(), Arc::new(Unheard));
+        let table = KeyTable::new(store, clock.clone(), ended.clone());
         let (table, ids) = (Arc::new(table), Arc::new(IdMaker::new(clock.clone())));
         let ttl = TtlLimits {
             default_seconds: 30,

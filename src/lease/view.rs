@@ -12,7 +12,7 @@ use super::table::KeyName;
 use crate::error::Error;
 use crate::ids::{BodyId, Xid};
 use crate::keys::{self, Namespace};
-use crate::queue::News;
+use crate::news::News;
 use crate::record::{
     KeyRecord, LeaseRecord, MessageRecord, Participant, RetiredRecord, Subject, TxnRecord, decode_message,
     decode_retired, encode_key,

@@ -7,10 +7,11 @@
 use std::io::Write as _;
 use std::sync::Arc;
 
+use super::Queues;
 use super::rules::{self, NewMessage};
-use super::{News, Queues};
 use crate::error::Error;
 use crate::keys::{self, MessageId, QueueId};
+use crate::news::News;
 use crate::record::{Body, INLINE_BYTES_MAX, MessagePayload, MessageRecord, encode_message};
 use crate::store::{BodyId, BodyWriter, Change, Precondition, RecordWrite, StoreError};
 

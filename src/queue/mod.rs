@@ -16,7 +16,7 @@
 //! and what a lapsed lease had staged is dropped.
 //!
 //! This module waits for nothing and remembers nothing. Whoever keeps an eye on which messages are ready implements
-//! [`QueueChanges`] and is told of every durable change that went through here; changes that other servers make are found
+//! [`Listener`](crate::news::Listener) and is told of every durable change that went through here; changes that other servers make are found
 //! by the store's feed and by [`Queues::scan`].
 
 mod deliver;
@@ -37,65 +37,11 @@ pub use scan::{Page, Seen};
 use crate::error::Error;
 use crate::ids::IdMaker;
 use crate::keys::{self, MessageId, QueueId};
-use crate::lease::table::{KeyName, KeyTable, LeaseEnds, View};
+use crate::lease::table::{KeyName, KeyTable, View};
+use crate::news::News;
 use crate::record::{MessageRecord, Subject, decode_message, encode_message};
 use crate::store::{Change, Etag, Precondition, RecordKey, RecordWrite, Stored};
 use rules::{Refusal, Standing};
-
-/// Hears of messages that can or cannot be delivered any more, after each durable write of this server. Must be quick: it
-/// runs inside the call that wrote.
-pub trait QueueChanges: Send + Sync {
-    /// The message can be delivered from this time on (milliseconds of Unix time), which may be past. For a message that
-    /// was just leased this is when its lease lapses.
-    fn visible(&self, queue: &QueueId, id: MessageId, visible_from_ms: i64);
-
-    /// The message will not be delivered again.
-    fn gone(&self, queue: &QueueId, id: MessageId);
-}
-
-/// For whoever has nobody who waits for messages or leases.
-#[derive(Debug, Clone, Copy)]
-pub struct Unheard;
-
-impl LeaseEnds for Unheard {
-    fn lease_ended(&self, _: &RecordKey) {}
-}
-
-impl QueueChanges for Unheard {
-    fn visible(&self, _: &QueueId, _: MessageId, _: i64) {}
-
-    fn gone(&self, _: &QueueId, _: MessageId) {}
-}
-
-/// What a write has to tell.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
-    /// See [`QueueChanges::visible`].
-    Visible {
-        /// Queue.
-        queue: QueueId,
-        /// Message.
-        id: MessageId,
-        /// From when on.
-        from_ms: i64,
-    },
-    /// See [`QueueChanges::gone`].
-    Gone {
-        /// Queue.
-        queue: QueueId,
-        /// Message.
-        id: MessageId,
-    },
-}
-
-impl News {
-    pub(crate) fn tell(&self, listener: &dyn QueueChanges) {
-        match self {
-            Self::Visible { queue, id, from_ms } => listener.visible(queue, *id, *from_ms),
-            Self::Gone { queue, id } => listener.gone(queue, *id),
-        }
-    }
-}
 
 /// Messages of all queues of a store. One per server, over the same table as its leases.
 pub struct Queues {

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::rules::{Holder, Intent, Nack, NewMessage, StateHolder};
-use super::{DeliverRequest, Delivered, EnqueueMeta, Enqueued, News, NotDelivered, QueueChanges, Queues};
+use super::{DeliverRequest, Delivered, EnqueueMeta, Enqueued, NotDelivered, Queues};
 use crate::clock::{ManualClock, SharedClock};
 use crate::error::Error;
 use crate::ids::{IdMaker, Xid};
 use crate::keys::{Key, MessageId, Namespace, QueueId, QueueName, RecordKey};
 use crate::lease::rules::{Credentials, Expected};
-use crate::lease::table::{KeyName, KeyTable, LeaseEnds};
+use crate::lease::table::{KeyName, KeyTable};
 use crate::lease::{Leases, TtlLimits, Wanted};
+use crate::news::{Listener, News};
 use crate::record::Attributes;
 use crate::state::{Announced, OutgoingBytes, StateLimits, States};
 use crate::store::Store;
@@ -50,7 +51,9 @@ impl Heard {
     }
 }
 
-impl QueueChanges for Heard {
+impl Listener for Heard {
+    fn lease_ended(&self, _: &RecordKey) {}
+
     fn visible(&self, queue: &QueueId, id: MessageId, from_ms: i64) {
         let queue = queue.clone();
         self.0.lock().push(News::Visible { queue, id, from_ms });
@@ -60,10 +63,6 @@ impl QueueChanges for Heard {
         let queue = queue.clone();
         self.0.lock().push(News::Gone { queue, id });
     }
-}
-
-impl LeaseEnds for Heard {
-    fn lease_ended(&self, _: &RecordKey) {}
 }
 
 impl Bed {
@@ -80,7 +79,7 @@ impl Bed {
     pub(crate) fn over(store: Arc<dyn Store>, shared: SharedClock, clock: Arc<ManualClock>, plan: FaultPlan) -> Self {
         let store = Arc::new(FaultStore::new(store, plan, Arc::new(|_| {})));
         let heard = Arc::new(Heard::default());
-        let table = KeyTable::new(store.clone(), shared.clone(), heard.clone(), heard.clone());
+        let table = KeyTable::new(store.clone(), shared.clone(), heard.clone());
         let (table, ids) = (Arc::new(table), Arc::new(IdMaker::new(shared)));
         let ttl = TtlLimits {
             default_seconds: 30,

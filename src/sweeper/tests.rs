@@ -10,7 +10,7 @@ use crate::keys::{
 };
 use crate::lease::rules::Reason;
 use crate::lease::testbed::{SIZES, Testbed, name, state_of, txn, wanted};
-use crate::queue::Unheard;
+use crate::news::NobodyListens;
 use crate::record::{
     Body, KeyRecord, MessageLease, MessagePayload, MessageRecord, Participant, StateValue, Subject, TxnRecord,
     encode_key, encode_message, encode_txn,
@@ -357,7 +357,7 @@ impl DiskScene {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(SharedLogStore::open(&dir.path().join("store"), Options::default()).unwrap());
         let clock = SystemClock::shared();
-        let table = KeyTable::new(store.clone(), clock, Arc::new(NobodyWaits), Arc::new(Unheard));
+        let table = KeyTable::new(store.clone(), clock, Arc::new(NobodyListens));
         Self { dir, store, table }
     }
 
@@ -392,12 +392,6 @@ impl DiskScene {
     fn sweep(&self) -> Result<usize, Error> {
         sweep_bodies(&self.table, BODY_GRACE, &Pace::without_pauses())
     }
-}
-
-struct NobodyWaits;
-
-impl crate::lease::table::LeaseEnds for NobodyWaits {
-    fn lease_ended(&self, _: &RecordKey) {}
 }
 
 fn key_with(body: &BodyId) -> Arc<[u8]> {

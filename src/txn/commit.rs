@@ -37,9 +37,8 @@ use crate::clock::SharedClock;
 use crate::error::Error;
 use crate::ids::{BodyId, Xid};
 use crate::lease::rules::{Now, cleared};
-use crate::lease::table::LeaseEnds;
 use crate::lease::view::View;
-use crate::queue::{News, QueueChanges};
+use crate::news::{Listener, News};
 use crate::record::{KeyRecord, LeaseRecord, MessageRecord, Participant, Subject, TxnRecord, decode_key, encode_key};
 use crate::store::{Batch, Change, Etag, Precondition, RecordKey, RecordWrite, Store, StoreError, Written};
 
@@ -55,8 +54,7 @@ pub struct Committer {
     store: Arc<dyn Store>,
     book: TxnBook,
     clock: SharedClock,
-    waiters: Arc<dyn LeaseEnds>,
-    queues: Arc<dyn QueueChanges>,
+    listener: Arc<dyn Listener>,
     in_steps: bool,
 }
 
@@ -163,19 +161,13 @@ pub enum Chore {
 
 impl Committer {
     /// Over this store.
-    pub fn new(
-        store: Arc<dyn Store>,
-        clock: SharedClock,
-        waiters: Arc<dyn LeaseEnds>,
-        queues: Arc<dyn QueueChanges>,
-    ) -> Self {
+    pub fn new(store: Arc<dyn Store>, clock: SharedClock, listener: Arc<dyn Listener>) -> Self {
         Self {
             book: TxnBook::new(Arc::clone(&store)),
             in_steps: !store.capabilities().atomic_batch,
             store,
             clock,
-            waiters,
-            queues,
+            listener,
         }
     }
 
@@ -246,8 +238,8 @@ impl Committer {
             for (key, tells) in &told {
                 match tells {
                     Tells::Nobody => {}
-                    Tells::LeaseEnded => self.waiters.lease_ended(key),
-                    Tells::Queue(news) => news.tell(&*self.queues),
+                    Tells::LeaseEnded => self.listener.lease_ended(key),
+                    Tells::Queue(news) => news.tell(&*self.listener),
                 }
             }
             self.do_chores(&afterwards);
@@ -352,7 +344,7 @@ impl Committer {
             }
             let after = cleared(&before, self.now());
             if self.replace_key(key, etag, &before, &after)? {
-                self.waiters.lease_ended(key);
+                self.listener.lease_ended(key);
                 return Ok(());
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lockd::clock::{ManualClock, SharedClock};
 use lockd::lease::table::KeyTable;
-use lockd::queue::Unheard;
+use lockd::news::NobodyListens;
 use lockd::sweeper::{Pace, sweep_leases};
 
 use super::fixture::{Backend, Place, ServerOptions, TestServer};
@@ -105,8 +105,7 @@ impl Scene {
     #[track_caller]
     pub fn assert_no_transactions(&self) {
         let clock: SharedClock = self.clock.clone();
-        let nobody = Arc::new(Unheard);
-        let table = KeyTable::new(self.place.store(), clock, nobody.clone(), nobody);
+        let table = KeyTable::new(self.place.store(), clock, Arc::new(NobodyListens));
         sweep_leases(&table, &Pace::without_pauses()).expect("the store can be swept");
         let mut left = Vec::new();
         let noted = table.committer().book().for_each(|noted| {
