@@ -9,6 +9,9 @@
 //! - *fencing tokens rise by one with each grant and never go back*;
 //! - what one round has left is still the same when all rounds are over, and the store is sound to the last byte.
 //!
+//! That the judge would notice is tested too: servers whose store lies, in one of the ways that `crash/lies.rs` lists, are
+//! found out after a round or a few.
+//!
 //! ```sh
 //! LOCKD_CRASH_ROUNDS=1000 LOCKD_SEED=42 cargo test --test crash -- --nocapture
 //! ```
@@ -34,6 +37,7 @@ use lockd::clock::{Clock, SystemClock};
 use clients::{Client, Field};
 use daemons::Daemon;
 use history::{Entry, judge};
+use lies::Lie;
 use model::{Answer, Call};
 
 #[path = "crash/checker_tests.rs"]
@@ -47,6 +51,8 @@ mod history;
 #[allow(dead_code, reason = "made for the suites, which need more of it")]
 #[path = "suite/http.rs"]
 mod http;
+#[path = "crash/lies.rs"]
+mod lies;
 #[path = "crash/linear.rs"]
 mod linear;
 #[path = "crash/model.rs"]
@@ -54,7 +60,12 @@ mod model;
 
 /// Rounds of a plain `cargo test`.
 const ROUNDS: usize = 10;
-const CLIENTS: usize = 6;
+/// Rounds within which a lie must have been noticed: so many that no loaded machine makes it a matter of luck.
+const LYING_ROUNDS: usize = 30;
+/// Clients that change things, and those that only look.
+const WORKERS: usize = 6;
+const READERS: usize = 2;
+const CLIENTS: usize = WORKERS + READERS;
 const SERVERS_MAX: usize = 3;
 /// How many keys each group has: transactions stay within a group.
 const GROUPS: [usize; 4] = [1, 1, 2, 3];
@@ -84,11 +95,14 @@ fn what_clients_see_is_one_order_of_effects_however_servers_are_killed() {
     eprintln!("LOCKD_SEED={seed} LOCKD_CRASH_ROUNDS={rounds}");
     let clock = SystemClock::new();
     let start = clock.now();
-    let mut stage = Stage::new(seed);
+    let mut stage = Stage::new(seed, None);
     // What was last seen of every key: it must be the same at the end.
     let mut last: Vec<(String, http::Answer)> = Vec::new();
     for round in 0..rounds {
-        let field = stage.play(round);
+        let (field, verdict) = stage.play(round);
+        if let Err(wrong) = verdict {
+            stage.give_up(round, &wrong);
+        }
         let names = field.names.iter().flatten();
         let server = stage.servers[0].address;
         last.extend(names.map(|name| (name.clone(), read(server, name))));
@@ -113,6 +127,28 @@ fn what_clients_see_is_one_order_of_effects_however_servers_are_killed() {
     eprintln!("{rounds} rounds in {seconds:.0} s: {:?}", stage.figures);
 }
 
+/// The judge must notice what it is there for. Mostly the first round is enough, and ten rounds practically always.
+#[test]
+fn every_lie_of_a_store_is_noticed() {
+    let seed = number_from("LOCKD_SEED").unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("LOCKD_SEED={seed}");
+    for lie in Lie::ALL {
+        let mut stage = Stage::new(seed, Some(lie));
+        let noticed = (0..LYING_ROUNDS).find_map(|round| stage.play(round).1.err().map(|wrong| (round + 1, wrong)));
+        let (round, wrong) = noticed.unwrap_or_else(|| panic!("{lie:?} has not been noticed in {LYING_ROUNDS} rounds"));
+        eprintln!("{lie:?}: noticed in round {round} by {}; {:?}", wrong.by, stage.figures);
+    }
+}
+
+/// What cannot be right about a round.
+struct Wrong {
+    /// Who has noticed it.
+    by: &'static str,
+    group: usize,
+    /// For a reader.
+    history: String,
+}
+
 fn read(server: std::net::SocketAddr, name: &str) -> http::Answer {
     http::send(server, "GET", &format!("/v1/get?key={name}&public=1"), &[], b"")
 }
@@ -123,14 +159,17 @@ struct Stage {
     rng: fastrand::Rng,
     dir: tempfile::TempDir,
     servers: Vec<Daemon>,
+    /// What all servers lie about.
+    lie: Option<Lie>,
     started: usize,
     figures: Figures,
 }
 
 impl Stage {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, lie: Option<Lie>) -> Self {
         Self {
             seed,
+            lie,
             rng: fastrand::Rng::with_seed(seed),
             dir: tempfile::tempdir().unwrap(),
             servers: Vec::new(),
@@ -143,27 +182,33 @@ impl Stage {
         let root = self.dir.path().join("store");
         let number = self.started;
         self.started += 1;
-        Daemon::start(&root, self.dir.path(), number, &mut self.rng)
+        Daemon::start(&root, self.dir.path(), number, self.lie, &mut self.rng)
     }
 
-    /// Kills all servers and starts one.
-    fn restart(&mut self) {
+    fn kill_all(&mut self) {
         self.servers.iter_mut().for_each(Daemon::kill);
         self.servers.clear();
+    }
+
+    /// Kills all servers and starts one that can be believed.
+    fn restart(&mut self) {
+        self.kill_all();
+        let lie = self.lie.take();
         loop {
             let mut server = self.start_server();
             // One that dies by itself is no witness.
             if server.death.is_none() {
-                return self.servers.push(server);
+                self.servers.push(server);
+                break;
             }
             server.kill();
         }
+        self.lie = lie;
     }
 
     /// Looks through the store that nobody serves. Crashes leave remarks, never faults.
     fn verify(&mut self) {
-        self.servers.iter_mut().for_each(Daemon::kill);
-        self.servers.clear();
+        self.kill_all();
         let done = Command::new(env!("CARGO_BIN_EXE_lockd"))
             .env_clear()
             .args(["verify", "store", "--store"])
@@ -182,12 +227,16 @@ impl Stage {
     }
 
     /// Lets clients work while servers are killed, looks at what is left, and judges.
-    fn play(&mut self, round: usize) -> Field {
+    fn play(&mut self, round: usize) -> (Field, Result<(), Wrong>) {
         let names: Vec<Vec<String>> = (GROUPS.iter().enumerate())
             .map(|(group, keys)| (0..*keys).map(|key| format!("r{round}/{group}-{key}")).collect())
             .collect();
         let field = Field::new(round, names);
         let wanted = self.rng.usize(1..=SERVERS_MAX);
+        if self.lie.is_some() {
+            // Nobody is left who tells the truth.
+            self.kill_all();
+        }
         while self.servers.len() < wanted {
             let server = self.start_server();
             self.servers.push(server);
@@ -199,7 +248,10 @@ impl Stage {
             let clients: Vec<_> = (0..CLIENTS)
                 .map(|number| {
                     let client = Client::new(number, &field, seeds[number]);
-                    scope.spawn(move || client.run())
+                    scope.spawn(move || match number < WORKERS {
+                        true => client.run(),
+                        false => client.run_as_reader(),
+                    })
                 })
                 .collect();
             self.kill_about(&field);
@@ -212,8 +264,8 @@ impl Stage {
         field.over.store(false, Ordering::SeqCst);
         self.announce(&field);
         entries.extend(Client::new(CLIENTS, &field, seeds[CLIENTS]).read_all());
-        self.judge_all(round, &field, &entries);
-        field
+        let verdict = self.judge_all(&field, &entries);
+        (field, verdict)
     }
 
     fn announce(&self, field: &Field) {
@@ -257,7 +309,7 @@ impl Stage {
         field.over.store(true, Ordering::SeqCst);
     }
 
-    fn judge_all(&mut self, round: usize, field: &Field, entries: &[Entry]) {
+    fn judge_all(&mut self, field: &Field, entries: &[Entry]) -> Result<(), Wrong> {
         self.figures.calls += entries.len();
         for entry in entries {
             self.figures.unanswered += usize::from(entry.answer == Answer::Unknown);
@@ -265,25 +317,37 @@ impl Stage {
             let is_commit = matches!(entry.call, Call::Release { rollback: false, .. });
             self.figures.commits += usize::from(is_commit && entry.answer == Answer::Released);
         }
-        let faults = field.faults.lock();
-        assert!(faults.is_empty(), "round {round}: {faults:#?}");
         for (group, names) in field.names.iter().enumerate() {
             let of_group: Vec<Entry> = entries.iter().filter(|entry| entry.group == group).cloned().collect();
-            match judge(&of_group, names) {
-                Ok(visited) => {
-                    self.figures.states_looked_at += visited;
-                    self.figures.longest_search = self.figures.longest_search.max(visited);
-                }
-                Err(history) => {
-                    let path = self.keep(round, group, &history);
-                    panic!(
-                        "LOCKD_SEED={}: round {round} went wrong for the keys {names:?}; the history and the store are in {}",
-                        self.seed,
-                        path.display()
-                    );
-                }
-            }
+            let visited = judge(&of_group, names).map_err(|history| Wrong {
+                by: "the order of effects",
+                group,
+                history,
+            })?;
+            self.figures.states_looked_at += visited;
+            self.figures.longest_search = self.figures.longest_search.max(visited);
         }
+        let faults = field.faults.lock();
+        if faults.is_empty() {
+            return Ok(());
+        }
+        Err(Wrong {
+            by: "an answer that there cannot be",
+            group: 0,
+            history: format!("{faults:#?}"),
+        })
+    }
+
+    /// Ends the test over a round that went wrong.
+    fn give_up(&mut self, round: usize, wrong: &Wrong) -> ! {
+        let path = self.keep(round, wrong.group, &wrong.history);
+        panic!(
+            "LOCKD_SEED={}: round {round} went wrong in group {}, says {}; the history and the store are in {}",
+            self.seed,
+            wrong.group,
+            wrong.by,
+            path.display()
+        );
     }
 
     /// Keeps what a reader needs to find out what went wrong.

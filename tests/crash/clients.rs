@@ -1,5 +1,10 @@
 //! Clients that acquire, update, remove, release and read at random servers, several at a time, and write down what they
 //! saw. None of them knows when a server is about to be killed.
+//!
+//! What shows a mistake is a look at the right moment at the right server, so three things are done for that. Some clients
+//! only read, all the time, and half of it on one key that is changed all the time, so that between any two changes somebody
+//! looks. Whoever has changed something looks at once at all the *other* servers, which have had no time to hear of it. And
+//! reads are of every kind that there is: the state, the description, the answer to an acquire.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,6 +19,11 @@ use sha2::{Digest, Sha256};
 use crate::history::{Entry, Stopwatch};
 use crate::http::{self, Connection};
 use crate::model::{Answer, Call, KeyNo, LeaseNo, TxnNo, ValueNo};
+
+/// A group of one key, on which more is going on than on others.
+const HOT_GROUP: usize = 0;
+/// Readers pause so long, so that they are no load.
+const READER_PAUSE_US: u64 = 4_000;
 
 /// A state that no client has written.
 const FOREIGN: ValueNo = ValueNo::MAX;
@@ -134,6 +144,23 @@ impl<'a> Client<'a> {
         self.entries
     }
 
+    /// Reads until the round is over.
+    pub(crate) fn run_as_reader(mut self) -> Vec<Entry> {
+        while !self.field.over.load(Ordering::SeqCst) {
+            let group = match self.rng.bool() {
+                true => HOT_GROUP,
+                false => self.rng.usize(..self.field.names.len()),
+            };
+            let key = self.rng.usize(..self.field.names[group].len());
+            match self.rng.u8(..4) {
+                0 => self.describe(group, key),
+                _ => self.read_public(group, key),
+            }
+            std::thread::sleep(Duration::from_micros(self.rng.u64(..READER_PAUSE_US)));
+        }
+        self.entries
+    }
+
     /// Reads everything once, in both ways that there are.
     pub(crate) fn read_all(mut self) -> Vec<Entry> {
         for group in 0..self.field.names.len() {
@@ -146,7 +173,10 @@ impl<'a> Client<'a> {
     }
 
     fn change_one(&mut self) {
-        let group = self.rng.usize(..self.field.names.len());
+        let group = match self.rng.u8(..3) {
+            0 => HOT_GROUP,
+            _ => self.rng.usize(..self.field.names.len()),
+        };
         let key = self.rng.usize(..self.field.names[group].len());
         let Some(held) = self.acquire(group, key, None) else {
             return;
@@ -285,8 +315,21 @@ impl<'a> Client<'a> {
             match self.call(held.group, held.key, call, request) {
                 Some((Answer::Unknown, _)) if self.rng.u8(..4) != 0 => {}
                 // What was just committed must be there at once, whichever server is asked.
-                Some(_) if self.rng.bool() => return self.read_public(held.group, held.key),
+                Some(_) if self.rng.u8(..4) != 0 => return self.read_elsewhere(held.group, held.key),
                 _ => return,
+            }
+        }
+    }
+
+    /// Reads a key at every server but the one that has answered last.
+    fn read_elsewhere(&mut self, group: usize, key: KeyNo) {
+        let last = self.entries.last().map(|entry| entry.server);
+        let servers = self.field.servers.lock().clone();
+        for (server, _) in servers.iter().filter(|(number, _)| Some(*number) != last) {
+            // Only where no time is lost by connecting.
+            if self.connections.contains_key(server) {
+                let path = format!("/v1/get?key={}&public=1", self.field.names[group][key]);
+                self.call_at(*server, group, key, Call::ReadPublic, get(path));
             }
         }
     }
@@ -304,6 +347,18 @@ impl<'a> Client<'a> {
     /// Makes one call at a random server and writes it down. None: there was no server to call, so nothing was called.
     fn call(&mut self, group: usize, key: KeyNo, call: Call, request: Request) -> Option<(Answer, Value)> {
         let server = self.connect()?;
+        self.call_at(server, group, key, call, request)
+    }
+
+    /// The same at a server to which there is a connection.
+    fn call_at(
+        &mut self,
+        server: usize,
+        group: usize,
+        key: KeyNo,
+        call: Call,
+        request: Request,
+    ) -> Option<(Answer, Value)> {
         let connection = self.connections.get_mut(&server)?;
         let called = self.field.watch.stamp();
         let got = request.send(connection);

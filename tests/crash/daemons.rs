@@ -19,10 +19,13 @@ use lockd::settings::{Listen, Settings};
 use lockd::store::shared_log::{Options, SharedLogStore, Step};
 use rustix::process::{Signal, getpid, kill_process};
 
+use crate::lies::{Lie, Told, ToldStore};
+
 /// Far beyond what a start takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 const ROOT: &str = "LOCKD_CRASH_ROOT";
 const DEATH: &str = "LOCKD_CRASH_DEATH";
+const TOLD: &str = "LOCKD_CRASH_TOLD";
 
 /// Steps at which a server may die. The later it is in a write, the more there is to be half-done.
 const DEATHS: [Step; 13] = [
@@ -52,12 +55,12 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a server on this root; `number` names it in the history.
-    pub(crate) fn start(root: &Path, logs: &Path, number: usize, rng: &mut fastrand::Rng) -> Self {
+    /// Starts a server on this root; `number` names it in the history. One that is to lie is of this binary.
+    pub(crate) fn start(root: &Path, logs: &Path, number: usize, lie: Option<Lie>, rng: &mut fastrand::Rng) -> Self {
         let log = logs.join(format!("server-{number}.log"));
         let (mut command, mut death) = (Command::new(env!("CARGO_BIN_EXE_lockd")), None);
         command.env_clear();
-        if rng.bool() {
+        if lie.is_none() && rng.bool() {
             command
                 .args(["--listen", "127.0.0.1:0", "--workers", "8"])
                 // Bodies beyond this are streamed to the store instead of being held in memory.
@@ -69,8 +72,11 @@ impl Daemon {
             command = Command::new(env::current_exe().unwrap());
             command
                 .args(["--exact", "daemons::server_of_this_binary", "--ignored", "--nocapture"])
-                .env(ROOT, root);
-            if rng.bool() {
+                .env(ROOT, root)
+                .env(TOLD, Told { deaf: rng.bool(), lie }.to_string());
+            if lie == Some(Lie::EarlyRead) {
+                death = Some("of its lie".to_owned());
+            } else if rng.bool() {
                 let step = DEATHS[rng.usize(..DEATHS.len())];
                 // Steps of compaction are rare.
                 let often = matches!(step, Step::Append | Step::AppendSync | Step::Mark);
@@ -189,9 +195,11 @@ fn server_of_this_binary() {
         sweeper_interval: Duration::from_secs(1),
         ..Settings::default()
     };
+    let store = SharedLogStore::open(Path::new(&root), options).unwrap();
+    let told: Told = env::var(TOLD).map_or_else(|_| Told::default(), |text| text.parse().unwrap());
     let logger = lockd::logging::LogOptions::default().build().unwrap();
     let server = Server::start(Parts {
-        store: Some(Arc::new(SharedLogStore::open(Path::new(&root), options).unwrap())),
+        store: Some(Arc::new(ToldStore::new(Arc::new(store), told))),
         ..Parts::new(settings, logger)
     })
     .unwrap();
