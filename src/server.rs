@@ -2,7 +2,8 @@
 //!
 //! A stop has two phases, timed by [`DrainPlan`]: the **drain**, in which nothing new is granted, whoever waits is sent
 //! away and holders may finish; and the **HTTP phase**, in which nothing new is accepted, answers under way are finished,
-//! and then every connection is cut. What has been written to a connection still arrives.
+//! and then every connection is cut. What has been written to a connection still arrives, and nothing is carried out whose
+//! answer could not be written any more, unless it outlasts the HTTP phase.
 //!
 //! A [`Server`] in a process of somebody else's behaves like the daemon: it can be stopped from any thread, also from a
 //! handler of a client of its own.
@@ -331,7 +332,7 @@ impl Server {
             running.intake.stop_accepting();
             server.service.messages.streams.end_watches();
             let patience = plan.http_phase(edge.clock.now().since(began));
-            if !edge.wait_until_quiet(patience.unwrap_or(Duration::MAX)) {
+            if !edge.shut_when_quiet(patience.unwrap_or(Duration::MAX)) {
                 log::warn!(logger: server.logger, target: SYS_SHUTDOWN, "shutdown.http.timeout_force_close");
             }
         });
@@ -341,6 +342,7 @@ impl Server {
     pub fn abort(&self) {
         self.stop(|server, running| {
             server.service.edge.begin_close();
+            server.service.edge.shut();
             running.intake.stop_accepting();
             server.service.edge.sever_all();
             server.service.dispatcher.drain();

@@ -32,6 +32,7 @@ pub struct Edge {
     drain_until: Mutex<Moment>,
     under_way: Mutex<usize>,
     none_under_way: Condvar,
+    shut: AtomicBool,
     date: Mutex<(i64, Arc<str>)>,
 }
 
@@ -53,6 +54,7 @@ impl Edge {
             drain_until: Mutex::new(Moment::ZERO),
             under_way: Mutex::new(0),
             none_under_way: Condvar::new(),
+            shut: AtomicBool::new(false),
             date: Mutex::new((i64::MIN, "".into())),
         })
     }
@@ -98,17 +100,37 @@ impl Edge {
         UnderWay(Arc::clone(self))
     }
 
-    /// Waits until no request is under way, but no longer than this. True: none is.
-    pub fn wait_until_quiet(&self, patience: Duration) -> bool {
+    /// Waits until no request is under way, but no longer than this, and shuts the edge. True: none is.
+    ///
+    /// There is no moment between the last answer and the shutting: a request that comes in then would be carried out and
+    /// its connection cut before the answer.
+    pub fn shut_when_quiet(&self, patience: Duration) -> bool {
         let deadline = self.clock.now().after(patience);
         let mut under_way = self.under_way.lock();
         while *under_way != 0 {
             let left = deadline.since(self.clock.now());
             if left.is_zero() || self.none_under_way.wait_for(&mut under_way, left).timed_out() {
-                return *under_way == 0;
+                break;
             }
         }
-        true
+        self.shut.store(true, Ordering::SeqCst);
+        *under_way == 0
+    }
+
+    /// From now on nothing more is carried out.
+    pub fn shut(&self) {
+        self.shut.store(true, Ordering::SeqCst);
+    }
+
+    /// True once nothing more is carried out.
+    pub fn is_shut(&self) -> bool {
+        self.shut.load(Ordering::SeqCst)
+    }
+
+    /// True while no request is under way.
+    #[cfg(test)]
+    pub(super) fn is_quiet(&self) -> bool {
+        *self.under_way.lock() == 0
     }
 
     /// The date as HTTP writes it.

@@ -372,7 +372,13 @@ impl Service {
 
     fn serve(self: &Arc<Self>, incoming: Incoming, turn: Turn) {
         let mut exchange = self.exchange(incoming, turn);
-        let (operation, outcome) = self.handle(&mut exchange);
+        let (operation, outcome) = if self.edge.is_shut() {
+            // Its connection is being cut. A client that still hears this tries another server.
+            let reply = busy(codes::NODE_PASSIVE, "the server has stopped", 1);
+            ("stopped", Ok(Next::Reply(reply)))
+        } else {
+            self.handle(&mut exchange)
+        };
         let delivered = match outcome {
             Ok(Next::Reply(reply)) => exchange.answer(&self.edge, reply),
             Ok(Next::Park(waiting)) => match exchange.into_responder() {

@@ -17,8 +17,9 @@ use serde_json::json;
 
 use super::fixture::{Backend, no_drain, serve};
 use super::http::{Answer, Connection, send};
-use super::lockd_calls::{acquire, acquire_with, describe, get_public, hold, wait_until};
+use super::lockd_calls::{Held, acquire, acquire_with, describe, get_public, hold, wait_until};
 use super::node::{Node, Wishes};
+use super::queue_calls::{Message, dequeue_with, enqueue, wish};
 
 /// A state that no answer fits into one packet, and that the buffers of a connection hold.
 const LARGE_STATE_BYTES: usize = 425_984;
@@ -291,6 +292,106 @@ pub fn a_client_that_is_not_drain_aware_holds_on(backend: &dyn Backend) {
     assert_eq!(lease.lost(), None);
     let noticed = log.first(|entry| entry.message.starts_with("client.shutdown."));
     assert!(noticed.is_none(), "{noticed:?}");
+}
+
+/// A client whose call was carried out and who does not hear of it asks again, is told that the message is gone or the
+/// version another, and takes that for a failure.
+pub fn a_stopping_server_answers_everything_that_it_carries_out(backend: &dyn Backend) {
+    const HOLDERS: usize = 8;
+    const MESSAGES: usize = 64;
+    let _turn = shared();
+    // Requests meet the last moment of a server by chance.
+    for round in 0..6 {
+        let server = start(backend).start().unwrap();
+        let address = address(&server);
+        let queue = |holder: usize| format!("q{holder}");
+        let messages: Vec<Vec<Message>> = (0..HOLDERS)
+            .map(|holder| {
+                (0..MESSAGES).for_each(|_| drop(enqueue(address, &queue(holder), b"x")));
+                let mut wish = wish(&queue(holder));
+                wish["page_size"] = MESSAGES.into();
+                dequeue_with(address, "dequeue", &wish).unwrap()
+            })
+            .collect();
+        let leases: Vec<Held> = (0..HOLDERS).map(|holder| hold(address, &queue(holder))).collect();
+        let (acked, updated) = thread::scope(|scope| {
+            let ackers: Vec<_> = (messages.iter())
+                .map(|messages| scope.spawn(|| count_answered(address, messages.iter().map(ack_of))))
+                .collect();
+            let updaters: Vec<_> = (leases.iter())
+                .map(|lease| scope.spawn(|| count_answered(address, (1..).map(|number| update_of(lease, number)))))
+                .collect();
+            thread::sleep(Duration::from_millis(3 * round));
+            server.server().shutdown();
+            let join = |threads: Vec<thread::ScopedJoinHandle<'_, usize>>| -> Vec<usize> {
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            };
+            (join(ackers), join(updaters))
+        });
+        let next = serve_again(&server);
+        let at = next.socket_address().unwrap();
+        for (holder, (messages, acked)) in messages.iter().zip(acked).enumerate() {
+            if let Some(message) = messages.get(acked) {
+                assert_eq!(
+                    message.at(at).ack().status,
+                    200,
+                    "holder {holder}, round {round}, {acked} acked"
+                );
+            }
+        }
+        for (lease, updated) in leases.iter().zip(updated) {
+            let state = lease.at(at).get();
+            let expected = if updated == 0 {
+                String::new()
+            } else {
+                updated.to_string()
+            };
+            assert_eq!(
+                String::from_utf8_lossy(&state.body),
+                expected,
+                "{}, round {round}",
+                lease.key
+            );
+            lease.at(at).release().expect(200);
+        }
+    }
+}
+
+/// A request to this path, with these headers and this body.
+type Call = (String, Vec<(&'static str, String)>, String);
+
+fn ack_of(message: &Message) -> Call {
+    ("/v1/queue/ack".to_owned(), Vec::new(), message.proof().to_string())
+}
+
+fn update_of(lease: &Held, number: usize) -> Call {
+    let headers = vec![
+        ("X-Lease-ID", lease.lease_id.clone()),
+        ("X-Txn-ID", lease.txn_id.clone()),
+        ("X-Fencing-Token", lease.token.to_string()),
+    ];
+    (format!("/v1/update?key={}", lease.key), headers, number.to_string())
+}
+
+/// Makes one call after the other on one connection until the server is gone. Says how many succeeded.
+fn count_answered(address: SocketAddr, calls: impl Iterator<Item = Call>) -> usize {
+    let Ok(mut connection) = Connection::try_open(address) else {
+        return 0;
+    };
+    let mut answered = 0;
+    for (path, headers, body) in calls {
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let asked = connection.try_send_request("POST", &path, &headers, body.as_bytes());
+        match asked.and_then(|()| connection.try_read_answer()) {
+            Ok(answer) if answer.status == 200 => answered += 1,
+            Ok(answer) => {
+                assert_eq!(answer.error(), (503, codes::NODE_PASSIVE.to_owned()));
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    answered
 }
 
 /// Clients pool connections. One that was left open to a server that is gone would cost its next user a failed request.
