@@ -147,7 +147,7 @@ fn a_silent_endpoint_is_given_up_after_the_attempt_timeout() {
         Recorder::shared(),
     );
     let client = client_of(&[&silent, &server])
-        .http_timeout(Duration::from_millis(100))
+        .http_timeout(Duration::from_secs(2))
         .logger(recorder.clone())
         .build()
         .unwrap();
