@@ -20,8 +20,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub enum Error {
     /// The server answered with an error. Look at [`ApiError::code`] or use a predicate.
     Api(Box<ApiError>),
-    /// No endpoint gave an answer. Whether the request was carried out is unknown unless every attempt failed to connect.
-    /// Read back before you repeat a write.
+    /// No endpoint gave an answer. Whether the request was carried out is unknown unless nothing was [sent](Attempt::sent) in
+    /// any attempt. Read back before you repeat a write.
     Unreachable(Unreachable),
     /// A server began to answer and the answer broke off or was late. The request was most likely carried out.
     Interrupted(Attempt),
@@ -131,6 +131,8 @@ pub struct Attempt {
     pub endpoint: String,
     /// What happened.
     pub cause: TransportError,
+    /// Any of the request was sent: it may have been carried out.
+    pub sent: bool,
 }
 
 /// Why an exchange with one endpoint failed.
@@ -262,6 +264,15 @@ impl Error {
             }
             _ => None,
         }
+    }
+
+    /// False when no request of the call can have been carried out unbeknown to its caller.
+    pub(crate) fn leaves_open(&self) -> bool {
+        self.any(&|error| match error {
+            Error::Unreachable(unreachable) => unreachable.attempts.iter().any(|attempt| attempt.sent),
+            Error::Interrupted(_) | Error::BadAnswer { .. } | Error::Cancelled | Error::DeadlineExceeded => true,
+            _ => false,
+        })
     }
 
     /// True when the predicate holds for this error or for one of the errors inside it.

@@ -525,6 +525,7 @@ mod tests {
             attempts: vec![Attempt {
                 endpoint: "http://a:1".to_owned(),
                 cause,
+                sent: true,
             }],
             order: vec!["http://a:1".to_owned()],
         })

@@ -102,7 +102,8 @@
 //! | enqueue | none | only past endpoints that could not be reached or said that they are standbys | no | never: once any of the message was on its way, a failure is [`Error::MaybeEnqueued`] |
 //! | dequeue, dequeue batch | none | yes | no | never; an empty queue is `waiting` |
 //! | subscribe | none | yes | no | `waiting` and `cas_mismatch`, without limit; a second try comes not sooner than the server asks for, or after 1 ms doubling up to 50 ms. A stream that ends or breaks off is not opened again |
-//! | ack, nack, defer, extend | none | yes | no | never. After an answer that was lost, a repeated ack finds `not_found`, a repeated nack or extend `cas_mismatch` |
+//! | ack | none | yes | no | never. When an answer was lost, on the way over the endpoints or in an earlier call for the same delivery, `not_found` means that the message is finished: that is a success |
+//! | nack, defer, extend | none | yes | no | never. After an answer that was lost, a repeated one finds `cas_mismatch`; that is reported, not resolved |
 //! | extending in the background | HTTP timeout, and half of the visibility timeout in all | yes | no | never: the first failure cancels the handler |
 //! | message dropped or closed | close timeout in all | yes | no | never |
 //! | [`Consumer`] | | | | whatever ended a subscription: 3 times at once, then after 250 ms doubling up to 5 min ([`RestartPolicy`]). 401, 403 and `namespace_forbidden`, `forbidden`, `unauthorized`, `permission_denied` in answer to the subscription: never |

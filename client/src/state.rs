@@ -281,6 +281,7 @@ pub(crate) fn interrupted(call: &CallOptions, endpoint: &str, error: io::Error) 
         Error::Interrupted(crate::error::Attempt {
             endpoint: endpoint.to_owned(),
             cause: crate::error::TransportError::from_io(error),
+            sent: true,
         })
     })
 }

@@ -190,12 +190,12 @@ impl Inner {
             body_sent = true;
             let mut answer = match outcome {
                 Ok(answer) => answer,
-                Err(Failure::Build(error)) => {
+                Err((Failure::Build(error), _)) => {
                     event!(self.log, Debug, cid, "client.http.builder_error",
                         endpoint = &*endpoint.name, error = %error);
                     return Err(error);
                 }
-                Err(Failure::Transport(cause)) => {
+                Err((Failure::Transport(cause), sent)) => {
                     // The caller's end of patience looks like a failure of the endpoint; it is logged as one and returned
                     // as what it is.
                     let ended = call.check().err();
@@ -211,6 +211,7 @@ impl Inner {
                     let failed = Attempt {
                         endpoint: endpoint.name.to_string(),
                         cause,
+                        sent,
                     };
                     if let Body::Upload(upload) = &request.body
                         && upload.touched()
@@ -228,6 +229,7 @@ impl Inner {
             if answer.status == 503 && attempt < total && answer.is_from_standby() {
                 continue;
             }
+            answer.may_repeat = attempts.iter().any(|attempt| attempt.sent);
             return Ok(answer);
         }
         let error = Error::Unreachable(Unreachable {
@@ -238,13 +240,14 @@ impl Inner {
         Err(error)
     }
 
-    /// One attempt at one endpoint, with at most one silent repetition on a fresh connection.
+    /// One attempt at one endpoint, with at most one silent repetition on a fresh connection. A failure says whether any of
+    /// the request was sent.
     fn attempt(
         &self,
         call: &CallOptions,
         endpoint: &Arc<Endpoint>,
         request: &mut Request<'_>,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer, (Failure, bool)> {
         let first = self.exchange(call, endpoint, request, false);
         match first {
             Err((Failure::Transport(cause), exchange))
@@ -255,10 +258,11 @@ impl Inner {
                     && !matches!(&request.body, Body::Upload(upload) if upload.touched())
                     && call.check().is_ok() =>
             {
+                let sent = !exchange.nothing_written();
                 self.exchange(call, endpoint, request, true)
-                    .map_err(|(failure, _)| failure)
+                    .map_err(|(failure, exchange)| (failure, sent || !exchange.nothing_written()))
             }
-            other => other.map_err(|(failure, _)| failure),
+            other => other.map_err(|(failure, exchange)| (failure, !exchange.nothing_written())),
         }
     }
 
@@ -344,6 +348,7 @@ impl Inner {
             status: head.status.as_u16(),
             headers: head.headers,
             length: body.content_length(),
+            may_repeat: false,
             body: AnswerBody::Stream(AnswerStream {
                 reader: Box::new(body.into_reader()),
                 call: call.clone(),
@@ -369,6 +374,7 @@ fn standby(endpoint: &Endpoint) -> Attempt {
     Attempt {
         endpoint: endpoint.name.to_string(),
         cause: TransportError::Protocol("the server is a standby".to_owned()),
+        sent: false,
     }
 }
 
@@ -429,6 +435,8 @@ pub(crate) struct Answer {
     pub(crate) headers: HeaderMap,
     /// Length of the body, when it was told and is what the body is framed by.
     pub(crate) length: Option<u64>,
+    /// The same request was sent before in this walk and not answered: it may have been carried out then.
+    pub(crate) may_repeat: bool,
     body: AnswerBody,
 }
 
@@ -526,6 +534,7 @@ impl Answer {
                 Error::Interrupted(Attempt {
                     endpoint: endpoint.to_string(),
                     cause: TransportError::Io(error),
+                    sent: true,
                 })
             })),
         }

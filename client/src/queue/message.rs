@@ -117,6 +117,8 @@ pub(super) struct Memory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Settled {
     Open,
+    /// An ack was sent, and nobody knows whether it was carried out.
+    PerhapsAcked,
     Acked,
     GivenBack,
 }
@@ -562,7 +564,7 @@ impl MessageHandle {
         self.shared
             .settled
             .try_lock()
-            .is_some_and(|settled| *settled != Settled::Open)
+            .is_some_and(|settled| matches!(*settled, Settled::Acked | Settled::GivenBack))
     }
 
     /// Cancelled when the work on the message is in vain: its lease could not be prolonged, or the subscription that brought it

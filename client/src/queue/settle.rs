@@ -15,8 +15,8 @@ use crate::acquire::seconds_up;
 use crate::call::CallOptions;
 use crate::error::Error;
 use crate::logging::fields;
-use crate::walk::{Request, Route};
-use crate::wire::{AckRequest, AckResponse, ExtendRequest, ExtendResponse, NackRequest, NackResponse, headers};
+use crate::walk::{Answer, Request, Route};
+use crate::wire::{AckRequest, AckResponse, ExtendRequest, ExtendResponse, NackRequest, NackResponse, codes, headers};
 
 /// How a message is given back.
 enum Return {
@@ -40,6 +40,9 @@ struct Reply<T> {
 impl MessageHandle {
     /// Acknowledges the message: the work is done and the message gone, with its state. A failure leaves it open for another
     /// try; [`Error::is_message_lost`] says that it is no longer this program's.
+    ///
+    /// When the answer to an ack was lost, the next one finds either the message or nothing. Nothing means that it is
+    /// finished, and is a success; to an ack that was not sent before it is an error (`not_found`).
     pub fn ack(&self) -> Result<(), Error> {
         let shared = &self.shared;
         let mut settled = shared.open()?;
@@ -58,8 +61,27 @@ impl MessageHandle {
         };
         let events = Events::of(self, &call, "ack");
         events.emit(Level::Trace, "start", &[]);
-        let answer: AckResponse = events.send("/v1/queue/ack", &request, None, &[])?;
-        shared.note_correlation(&answer.correlation_id);
+        let answer = events.ask("/v1/queue/ack", &request, None).inspect_err(|error| {
+            if error.leaves_open() {
+                *settled = Settled::PerhapsAcked;
+            }
+        })?;
+        let may_repeat = answer.may_repeat || *settled == Settled::PerhapsAcked;
+        match events.read::<AckResponse>(answer, &[]) {
+            Ok(answer) => shared.note_correlation(&answer.correlation_id),
+            Err(error) if may_repeat && error.has_code(codes::NOT_FOUND) => {
+                events.emit(Level::Debug, "already_gone", &[]);
+            }
+            Err(error) => {
+                if may_repeat || error.leaves_open() {
+                    *settled = Settled::PerhapsAcked;
+                }
+                if error.is_message_lost() {
+                    shared.note_loss(&error);
+                }
+                return Err(error);
+            }
+        }
         *settled = Settled::Acked;
         shared.forget();
         Ok(())
@@ -210,9 +232,13 @@ impl MessageShared {
     fn open(&self) -> Result<parking_lot::MutexGuard<'_, Settled>, Error> {
         let settled = self.settled.lock();
         match *settled {
-            Settled::Open => Ok(settled),
+            Settled::Open | Settled::PerhapsAcked => Ok(settled),
             Settled::Acked | Settled::GivenBack => Err(Error::MessageClosed),
         }
+    }
+
+    fn note_loss(&self, error: &Error) {
+        self.lost.lock().get_or_insert_with(|| error.to_string());
     }
 
     /// A function of its own, because the lock must not be held while the other fields of a request are filled in.
@@ -269,11 +295,31 @@ impl<'a> Events<'a> {
         attempt_timeout: Option<Duration>,
         told: &[&'static str],
     ) -> Result<T, Error> {
-        let shared = &self.handle.shared;
-        let inner = &shared.inner;
+        let answer = self.ask(path, request, attempt_timeout)?;
+        self.read(answer, told).inspect_err(|error| {
+            if error.is_message_lost() {
+                self.handle.shared.note_loss(error);
+            }
+        })
+    }
+
+    /// The first half of a call: the answer, whatever it says.
+    fn ask(
+        &self,
+        path: &'static str,
+        request: &impl Serialize,
+        attempt_timeout: Option<Duration>,
+    ) -> Result<Answer, Error> {
+        let inner = &self.handle.shared.inner;
         let mut http = Request::new("POST", path, attempt_timeout).json(request)?;
         let answer = inner.walk(self.call, &mut http, Route::Any)?;
         inner.note_shutdown(self.call, &answer);
+        Ok(answer)
+    }
+
+    /// The second half: what it says.
+    fn read<T: DeserializeOwned>(&self, answer: Answer, told: &[&'static str]) -> Result<T, Error> {
+        let shared = &self.handle.shared;
         let endpoint = std::sync::Arc::clone(&answer.endpoint);
         if answer.status != 200 {
             self.emit(
@@ -281,11 +327,7 @@ impl<'a> Events<'a> {
                 "error",
                 &fields!(endpoint = &*endpoint, status = answer.status),
             );
-            let error = answer.into_error();
-            if error.is_message_lost() {
-                shared.lost.lock().get_or_insert_with(|| error.to_string());
-            }
-            return Err(error);
+            return Err(answer.into_error());
         }
         let header = answer.header(headers::FENCING_TOKEN).map(str::to_owned);
         let value: Value = answer.into_json()?;

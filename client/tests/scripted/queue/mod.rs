@@ -4,6 +4,7 @@ mod consumer;
 mod dequeue;
 mod enqueue;
 mod events;
+mod settle;
 mod state;
 mod subscribe;
 mod watch;
