@@ -13,6 +13,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
@@ -24,11 +25,14 @@ use super::dequeue::{Guest, ParkedConsumer, WantedMessages};
 use super::multipart::DeliveryWriter;
 use super::reply::Reply;
 use super::responder::Responder;
+use crate::clock::Moment;
 use crate::dispatch::{Consumer, Patience, Purpose, QueueJob, StreamId, Wish};
 use crate::queue::Delivered;
 use crate::threads;
 
 const SYS: &str = "api.http.router.queue";
+/// How often a stream that writes one message after the other looks for its client.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// The threads of streams, so that the end of the server can wait for them.
 #[derive(Default)]
@@ -103,6 +107,8 @@ struct Stream {
     writer: DeliveryWriter,
     answer: Chunked,
     written: usize,
+    /// When the client was last looked for.
+    looked: Moment,
 }
 
 impl Service {
@@ -181,6 +187,7 @@ impl Service {
             writer,
             answer,
             written: 0,
+            looked: Moment::ZERO,
         };
         let end = match stream.begin(first) {
             Ok(()) => stream.run(consumer, &jobs),
@@ -223,6 +230,10 @@ impl Stream {
             let (leased, fault) = service.lease_suggested(&mut trial, &self.wanted.request);
             drop(trial);
             let got_nothing = leased.is_empty();
+            if !got_nothing && self.client_has_left() {
+                service.give_back(&leased);
+                return End::ClientGone;
+            }
             if self.write(leased).is_err() {
                 return End::ClientGone;
             }
@@ -238,6 +249,18 @@ impl Stream {
                 service.dispatcher.ask(consumer);
             }
         }
+    }
+
+    /// Looks whether the client is there, but not for every message of a stream that is busy. The first thing that is written to
+    /// a client that has left looks as if it had arrived.
+    fn client_has_left(&mut self) -> bool {
+        let edge = &self.service.edge;
+        let now = edge.clock.now();
+        if now.since(self.looked) < LOOK_EVERY {
+            return false;
+        }
+        self.looked = now;
+        edge.is_gone(self.answer.way().peer())
     }
 
     /// Writes and flushes each message by itself; what cannot be written any more is given back.
@@ -277,6 +300,7 @@ impl Stream {
             writer,
             mut answer,
             written,
+            ..
         } = self;
         let status = match end {
             End::Well(status) => {
