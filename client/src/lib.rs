@@ -105,7 +105,7 @@
 //! | ack | none | yes | no | never. When an answer was lost, on the way over the endpoints or in an earlier call for the same delivery, `not_found` means that the message is finished: that is a success |
 //! | nack, defer, extend | none | yes | no | never. After an answer that was lost, a repeated one finds `cas_mismatch`; that is reported, not resolved |
 //! | extending in the background | HTTP timeout, and half of the visibility timeout in all | yes | no | never: the first failure cancels the handler |
-//! | message dropped or closed | close timeout in all | yes | no | never |
+//! | message dropped or closed, or sent ahead into a subscription that ends | close timeout in all | yes | no | never |
 //! | [`Consumer`] | | | | whatever ended a subscription: 3 times at once, then after 250 ms doubling up to 5 min ([`RestartPolicy`]). 401, 403 and `namespace_forbidden`, `forbidden`, `unauthorized`, `permission_denied` in answer to the subscription: never |
 //! | watch | none | yes | no | a stream that ended or broke off is opened again after 100 ms, without limit. Errors: never |
 //! | queue statistics | HTTP timeout | yes | yes | never |
@@ -144,6 +144,7 @@ mod error;
 mod for_update;
 mod inner;
 mod lease;
+mod leave;
 mod logging;
 mod namespace;
 mod queue;

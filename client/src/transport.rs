@@ -28,6 +28,7 @@ use ureq::{Error, Timeout};
 
 use crate::cancel::{Abort, CancelToken, Watch};
 use crate::clock;
+use crate::leave::{Leave, Receives};
 use crate::logging::{EventLog, fields};
 
 /// Probes of an otherwise silent TCP connection: without them a waiting acquire would never notice that its server is gone.
@@ -43,6 +44,7 @@ pub(crate) struct Exchange {
     written: Cell<u64>,
     received: Cell<u64>,
     reused: Cell<bool>,
+    leave: Option<Arc<Leave>>,
 }
 
 /// Where the low-level events of an exchange go.
@@ -70,9 +72,14 @@ impl Exchange {
         })
     }
 
-    /// An exchange whose answer has begun to arrive; what is left is its body.
-    pub(crate) fn receiving(cancel: Option<CancelToken>, trace: Option<Trace>) -> Rc<Self> {
-        let exchange = Self::new(cancel, trace);
+    /// An exchange whose answer has begun to arrive; what is left is its body. With `leave`, that is what the token does to it.
+    pub(crate) fn receiving(cancel: Option<CancelToken>, trace: Option<Trace>, leave: Option<Arc<Leave>>) -> Rc<Self> {
+        let exchange = Rc::new(Self {
+            cancel,
+            trace,
+            leave,
+            ..Self::default()
+        });
         exchange.begun.set(true);
         exchange.sent.set(true);
         exchange.received.set(1);
@@ -134,6 +141,14 @@ impl Exchange {
         self.received.get() == 0
     }
 
+    fn is_left(&self) -> bool {
+        self.leave.as_ref().is_some_and(|leave| leave.is_left())
+    }
+
+    fn lingers(&self, silent_since: Instant) -> bool {
+        self.leave.as_ref().is_some_and(|leave| leave.linger(silent_since))
+    }
+
     fn cancelled(&self) -> bool {
         self.cancel.as_ref().is_some_and(CancelToken::is_cancelled)
     }
@@ -175,6 +190,27 @@ fn watch<A: Abort + 'static>(exchange: &Exchange, blocked: &Arc<A>) -> Result<Op
         Some(watch) => Ok(Some(watch)),
         None => Err(cancelled()),
     }
+}
+
+/// The same for one that reads, which may be a stream to be left.
+fn watch_reader(exchange: &Exchange, stream: &Arc<Stream>) -> Result<Option<Watch>, Error> {
+    let Some(leave) = &exchange.leave else {
+        return watch(exchange, stream);
+    };
+    let connection: Weak<Stream> = Arc::downgrade(stream);
+    leave.reads(connection);
+    if leave.is_over() {
+        return Err(cancelled());
+    }
+    let Some(token) = &exchange.cancel else {
+        return Ok(None);
+    };
+    let weak: Weak<Leave> = Arc::downgrade(leave);
+    let watch = token.watch(weak);
+    if watch.is_none() {
+        leave.leave();
+    }
+    Ok(watch)
 }
 
 /// Not one of the kinds that ureq takes for the end of a body: a cut-off body must not look like a complete one.
@@ -368,6 +404,13 @@ impl Abort for Stream {
     }
 }
 
+impl Receives for Stream {
+    fn stop_waiting(&self) {
+        // An error means that the socket is closed already.
+        let _ = on_stream!(self, stream => stream.shutdown(Shutdown::Read));
+    }
+}
+
 impl Abort for Socket {
     fn abort(&self) {
         let _ = self.shutdown(Shutdown::Both);
@@ -441,15 +484,21 @@ impl Transport for SocketTransport {
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let exchange = current();
         let limit = Limit::new(timeout.for_read());
-        let _watch = watch(&exchange, &self.stream)?;
+        let _watch = watch_reader(&exchange, &self.stream)?;
         exchange.trace_sent(None);
+        let began = clock::now();
         loop {
             let left = limit.left()?;
             self.set_read_timeout(left)?;
             let free = self.buffers.input_append_buf();
             match on_stream!(&*self.stream, stream => (&mut &*stream).read(free)) {
+                Ok(0) if exchange.is_left() => {
+                    if !exchange.lingers(began) {
+                        return Err(cancelled());
+                    }
+                }
                 Ok(count) => {
-                    if exchange.cancelled() {
+                    if exchange.cancelled() && exchange.leave.is_none() {
                         return Err(cancelled());
                     }
                     self.buffers.input_appended(count);

@@ -21,6 +21,7 @@ use crate::clock;
 use crate::endpoints::Endpoint;
 use crate::error::{ApiError, Attempt, Error, TransportError, Unreachable};
 use crate::inner::Inner;
+use crate::leave::Leave;
 use crate::logging::{Span, event};
 use crate::transport::{self, Exchange, Trace};
 use crate::wire::{ErrorEnvelope, codes, headers};
@@ -353,6 +354,7 @@ impl Inner {
                 reader: Box::new(body.into_reader()),
                 call: call.clone(),
                 trace: self.trace(call, endpoint),
+                leave: None,
             }),
         })
     }
@@ -450,11 +452,12 @@ pub(crate) struct AnswerStream {
     reader: Box<BodyReader<'static>>,
     call: CallOptions,
     trace: Option<Trace>,
+    leave: Option<Arc<Leave>>,
 }
 
 impl Read for AnswerStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let exchange = Exchange::receiving(self.call.token().cloned(), self.trace.clone());
+        let exchange = Exchange::receiving(self.call.token().cloned(), self.trace.clone(), self.leave.clone());
         let _entered = transport::enter(&exchange);
         let error = match self.reader.read(buffer) {
             Ok(count) => return Ok(count),
@@ -506,6 +509,14 @@ impl Answer {
             body,
             clock::wall(),
         )))
+    }
+
+    /// The body as it arrives, which can be left with all that is on its way.
+    pub(crate) fn into_stream_to_leave(mut self, leave: &Arc<Leave>) -> Box<dyn Read + Send> {
+        if let AnswerBody::Stream(stream) = &mut self.body {
+            stream.leave = Some(Arc::clone(leave));
+        }
+        self.into_stream()
     }
 
     /// The body as it arrives.

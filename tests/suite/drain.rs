@@ -6,6 +6,7 @@
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -314,14 +315,22 @@ pub fn a_stopping_server_answers_everything_that_it_carries_out(backend: &dyn Ba
             })
             .collect();
         let leases: Vec<Held> = (0..HOLDERS).map(|holder| hold(address, &queue(holder))).collect();
+        let answered = AtomicUsize::new(0);
         let (acked, updated) = thread::scope(|scope| {
+            let answered = &answered;
             let ackers: Vec<_> = (messages.iter())
-                .map(|messages| scope.spawn(|| count_answered(address, messages.iter().map(ack_of))))
+                .map(|messages| {
+                    let calls = messages.iter().map(ack_of);
+                    scope.spawn(move || count_answered(address, calls, answered))
+                })
                 .collect();
             let updaters: Vec<_> = (leases.iter())
-                .map(|lease| scope.spawn(|| count_answered(address, (1..).map(|number| update_of(lease, number)))))
+                .map(|lease| {
+                    let calls = (1..).map(|number| update_of(lease, number));
+                    scope.spawn(move || count_answered(address, calls, answered))
+                })
                 .collect();
-            thread::sleep(Duration::from_millis(3 * round));
+            wait_until("all are at it", || 20 * round <= answered.load(Ordering::SeqCst));
             server.server().shutdown();
             let join = |threads: Vec<thread::ScopedJoinHandle<'_, usize>>| -> Vec<usize> {
                 threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -357,6 +366,69 @@ pub fn a_stopping_server_answers_everything_that_it_carries_out(backend: &dyn Ba
     }
 }
 
+/// Whatever a server grants in its last moments has arrived at a consumer, or is there for others as soon as it is gone.
+pub fn a_stopping_server_leaves_no_message_with_nobody(backend: &dyn Backend) {
+    const CONSUMERS: usize = 6;
+    const MESSAGES: usize = 120;
+    let _turn = shared();
+    for round in 0..4 {
+        let server = start(backend).start().unwrap();
+        let address = address(&server);
+        (0..MESSAGES).for_each(|_| drop(enqueue(address, "q", b"x")));
+        let arrived = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for number in 0..CONSUMERS {
+                let arrived = &arrived;
+                scope.spawn(move || count_arrived(address, number % 2 == 0, arrived));
+            }
+            wait_until("all are at it", || 15 * round <= arrived.load(Ordering::SeqCst));
+            server.server().shutdown();
+        });
+        let arrived = arrived.into_inner();
+        let next = serve_again(&server);
+        let mut wish = wish("q");
+        wish["page_size"] = 64.into();
+        wish["visibility_timeout_seconds"] = 120.into();
+        let mut left = 0;
+        while let Ok(messages) = dequeue_with(next.socket_address().unwrap(), "dequeue", &wish) {
+            left += messages.len();
+        }
+        assert_eq!(arrived + left, MESSAGES, "{arrived} have arrived in round {round}");
+    }
+}
+
+/// Takes messages, by a stream or a few at a time, until the server is gone. Counts those that arrive.
+fn count_arrived(address: SocketAddr, streams: bool, arrived: &AtomicUsize) {
+    let mut wish = wish("q");
+    wish["wait_seconds"] = 0.into();
+    wish["page_size"] = 3.into();
+    wish["visibility_timeout_seconds"] = 120.into();
+    let Ok(mut connection) = Connection::try_open(address) else {
+        return;
+    };
+    let endpoint = if streams {
+        "/v1/queue/subscribe"
+    } else {
+        "/v1/queue/dequeue"
+    };
+    loop {
+        let asked = connection.try_send_request("POST", endpoint, &[], wish.to_string().as_bytes());
+        let Ok(answer) = asked.and_then(|()| connection.try_read_head()) else {
+            return;
+        };
+        if answer.status != 200 {
+            return;
+        }
+        let (mut body, mut counted) = (Vec::new(), 0);
+        while let Ok(Some(chunk)) = connection.try_read_chunk() {
+            body.extend_from_slice(&chunk);
+            let count = String::from_utf8_lossy(&body).matches("name=\"payload\"").count();
+            arrived.fetch_add(count - counted, Ordering::SeqCst);
+            counted = count;
+        }
+    }
+}
+
 /// A request to this path, with these headers and this body.
 type Call = (String, Vec<(&'static str, String)>, String);
 
@@ -374,7 +446,7 @@ fn update_of(lease: &Held, number: usize) -> Call {
 }
 
 /// Makes one call after the other on one connection until the server is gone. Says how many succeeded.
-fn count_answered(address: SocketAddr, calls: impl Iterator<Item = Call>) -> usize {
+fn count_answered(address: SocketAddr, calls: impl Iterator<Item = Call>, all: &AtomicUsize) -> usize {
     let Ok(mut connection) = Connection::try_open(address) else {
         return 0;
     };
@@ -383,7 +455,10 @@ fn count_answered(address: SocketAddr, calls: impl Iterator<Item = Call>) -> usi
         let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let asked = connection.try_send_request("POST", &path, &headers, body.as_bytes());
         match asked.and_then(|()| connection.try_read_answer()) {
-            Ok(answer) if answer.status == 200 => answered += 1,
+            Ok(answer) if answer.status == 200 => {
+                answered += 1;
+                all.fetch_add(1, Ordering::SeqCst);
+            }
             Ok(answer) => {
                 assert_eq!(answer.error(), (503, codes::NODE_PASSIVE.to_owned()));
                 break;

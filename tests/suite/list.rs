@@ -129,6 +129,7 @@ suite!(
     a_drain_aware_client_lets_go_and_ends_the_drain,
     a_client_that_is_not_drain_aware_holds_on,
     a_stopping_server_answers_everything_that_it_carries_out,
+    a_stopping_server_leaves_no_message_with_nobody,
     after_a_stop_nothing_is_served_and_idle_connections_are_cut,
     an_answer_that_was_written_arrives_after_the_stop,
 );

@@ -8,6 +8,7 @@ suite!(queue:
     payloads_of_any_size_and_content_come_back_whole,
     what_an_enqueue_does_not_say_has_a_default,
     attributes_come_back_as_they_were,
+    a_description_without_attributes_is_short,
     requests_are_strict_where_it_matters,
     names_and_ids_have_one_form,
     the_correlation_id_of_the_enqueue_stays_with_the_message,
@@ -72,6 +73,8 @@ suite!(queue_client:
     every_consumer_gets_its_share,
     a_slow_handler_keeps_its_message_from_others,
     what_a_handler_does_not_settle_comes_again,
+    what_a_consumer_leaves_behind_is_there_for_others_at_once,
+    a_message_that_came_again_into_a_dying_stream_is_there_for_others,
     consumers_move_on_when_their_server_stops,
 );
 

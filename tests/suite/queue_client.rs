@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lockd::testing::{TestServer, TestServerBuilder, TestingLogger, shared};
-use lockd_client::{Client, Consumer, Dequeue, Enqueue, Message, Payload, Wait};
+use lockd::testing::{Recorder, TestServer, TestServerBuilder, TestingLogger, shared};
+use lockd_client::{CallOptions, CancelToken, Client, Consumer, Dequeue, Enqueue, Message, Payload, Wait};
 use serde_json::{Value, json};
 
 use super::fixture::{Backend, Place, serve};
@@ -252,6 +252,79 @@ pub fn what_a_handler_does_not_settle_comes_again(backend: &dyn Backend) {
     running.stop();
     running.wait().unwrap();
     assert_empty(client, "fragile");
+}
+
+/// What a consumer was leased ahead waits for nobody when it stops, fails, or has given its message back itself: somebody else
+/// gets it long before its visibility timeout.
+pub fn what_a_consumer_leaves_behind_is_there_for_others_at_once(backend: &dyn Backend) {
+    const MESSAGES: usize = 12;
+    let _turn = shared();
+    let server = start(backend);
+    let client = server.client();
+    let request = |queue: &str| {
+        Dequeue::from_queue(queue)
+            .visibility(Duration::from_secs(120))
+            .page_size(MESSAGES as u32)
+    };
+    for (queue, fails) in [("stopped", false), ("failed", true)] {
+        for n in 0..MESSAGES {
+            client.enqueue(queue, format!("{n}")).unwrap();
+        }
+        let token = CancelToken::new();
+        let bound = client.with_options(CallOptions::new().cancel(token.clone()));
+        bound
+            .subscribe(request(queue), |message| {
+                wait_until("all are leased", || !client.queue_stats(queue).unwrap().available);
+                if fails {
+                    return Err("no paper".into());
+                }
+                token.cancel();
+                wait_until("the others are back", || client.queue_stats(queue).unwrap().available);
+                message.detach().with_options(CallOptions::new()).ack()?;
+                Ok(())
+            })
+            .unwrap_err();
+        for _ in usize::from(!fails)..MESSAGES {
+            let message = take(client, Dequeue::from_queue(queue));
+            assert_eq!(
+                message.failure_attempts() != 0,
+                fails && &message.bytes().unwrap() == b"0"
+            );
+            message.ack().unwrap();
+        }
+        assert_empty(client, queue);
+    }
+}
+
+/// A message that its handler has given back itself comes straight into the same stream. When that ends, because the handler
+/// fails, it is there for others all the same.
+pub fn a_message_that_came_again_into_a_dying_stream_is_there_for_others(backend: &dyn Backend) {
+    let _turn = shared();
+    let log = Recorder::new(log::Level::Info);
+    let server = builder(&*backend.open()).logger(log.clone()).start().unwrap();
+    let client = server.client();
+    let sent = || {
+        let events = log.events();
+        events
+            .iter()
+            .filter(|entry| entry.message == "queue.delivery.sent")
+            .count()
+    };
+    client.enqueue("hot", "x").unwrap();
+    for _ in 0..5 {
+        let before = sent();
+        let request = Dequeue::from_queue("hot")
+            .visibility(Duration::from_secs(120))
+            .page_size(2);
+        client
+            .subscribe(request, |message| {
+                message.defer(Duration::ZERO)?;
+                wait_until("it comes again", || sent() == before + 2);
+                Err("and out".into())
+            })
+            .unwrap_err();
+        wait_until("it is there", || client.queue_stats("hot").unwrap().available);
+    }
 }
 
 /// Consumers with two servers go on at the other one when theirs stops, and lose nothing.

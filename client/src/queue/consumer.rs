@@ -191,8 +191,8 @@ pub struct RunningConsumers {
 }
 
 impl RunningConsumers {
-    /// Takes no more messages. Handlers that are running finish their message and may settle it; what was leased ahead comes
-    /// back to the queue after its visibility timeout. Returns at once.
+    /// Takes no more messages. Handlers that are running finish their message and may settle it; what was leased ahead is given
+    /// back. Returns at once.
     pub fn stop(&self) {
         self.group.receive.cancel();
     }

@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 
 use super::multipart::{self, Parts, PartsError};
 use crate::call::CallOptions;
-use crate::cancel::Abort;
 use crate::error::Error;
+use crate::leave::Leave;
 use crate::state::interrupted;
 use crate::walk::Answer;
 use crate::wire::Delivery;
@@ -24,6 +24,7 @@ pub(super) struct Deliveries {
     parts: Parts<Box<dyn Read + Send>>,
     endpoint: Arc<str>,
     call: CallOptions,
+    leave: Arc<Leave>,
     /// Counts the payloads, so that a reader of an old one notices that it has passed.
     number: u64,
 }
@@ -46,8 +47,10 @@ impl Deliveries {
                 detail: format!("expected a multipart answer, not {:?}", answer.content_type()),
             });
         };
+        let leave = Arc::new(Leave::default());
         Ok(Self {
-            parts: Parts::new(answer.into_stream(), &boundary),
+            parts: Parts::new(answer.into_stream_to_leave(&leave), &boundary),
+            leave,
             endpoint,
             call: call.clone(),
             number: 0,
@@ -116,6 +119,20 @@ impl Deliveries {
         self.bad("the description of a message is too large".to_owned())
     }
 
+    /// What is here or arrives within a moment, in a stream that nobody wants to read any further. Then the connection is closed.
+    pub(super) fn rest(&mut self) -> Vec<Delivery> {
+        self.leave.leave();
+        let mut rest = Vec::new();
+        while let Ok(Some(received)) = self.next() {
+            rest.push(received.delivery);
+            if self.leave.is_over() {
+                break;
+            }
+        }
+        self.end();
+        rest
+    }
+
     /// Closes the connection; from here on the stream is broken off.
     pub(super) fn end(&mut self) {
         self.number += 1;
@@ -159,19 +176,6 @@ pub(super) fn payload_of(deliveries: &SharedDeliveries, received: &Received) -> 
             number: guard.number,
             deliveries: Arc::clone(deliveries),
         }),
-    }
-}
-
-/// Ends the stream when the subscription is cancelled while its handler is at work, so that the server delivers nothing more
-/// into it.
-pub(super) struct EndWhenCancelled(pub(super) SharedDeliveries);
-
-impl Abort for EndWhenCancelled {
-    fn abort(&self) {
-        // Whoever holds the lock reads, and is cut off by the same token.
-        if let Some(mut deliveries) = self.0.try_lock() {
-            deliveries.end();
-        }
     }
 }
 

@@ -15,6 +15,7 @@ mod enqueue;
 mod extender;
 mod message;
 mod multipart;
+mod rest;
 mod restart;
 mod settle;
 mod sidecar;

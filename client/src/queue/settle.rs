@@ -119,6 +119,17 @@ impl MessageHandle {
         }
     }
 
+    /// Gives a message back that nobody has looked at, within the close timeout: somebody else gets it at once.
+    pub(super) fn return_unseen(&self) -> Result<(), Error> {
+        let bounded = CallOptions::new().timeout(self.shared.inner.settings.close_timeout);
+        let bounded = self.with_options(bounded).call_options();
+        let outcome = self.give_back(&bounded, Duration::ZERO, Return::Defer);
+        if outcome.is_err() {
+            self.shared.forget();
+        }
+        outcome
+    }
+
     /// Closes where nobody can be told of an error. It has been logged as an event, and nobody tries again.
     pub(super) fn close_or_forget(&self) {
         if self.close().is_err() {

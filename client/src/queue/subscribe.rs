@@ -7,9 +7,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::batch::Dequeue;
-use super::delivery::{Deliveries, EndWhenCancelled, payload_of};
+use super::delivery::{Deliveries, SharedDeliveries, payload_of};
 use super::extender::Extender;
 use super::message::{Heir, Inheritance, Message, Origin};
+use super::rest::Rest;
 use crate::call::CallOptions;
 use crate::cancel::CancelToken;
 use crate::client::Client;
@@ -42,7 +43,8 @@ impl Ended {
 
 impl Client {
     /// Runs the handler for each message of a queue, one after the other, while its lease is prolonged. The handler settles the
-    /// message; one that it drops unsettled is given back as a failed attempt. [`Dequeue::page_size`] messages are leased ahead.
+    /// message; one that it drops unsettled is given back as a failed attempt. [`Dequeue::page_size`] messages are leased ahead;
+    /// when the subscription ends, what of them nobody has seen is given back at once.
     ///
     /// Returns `Ok` when the server ends the stream, which it does when it goes down, and with [`Wait::No`](crate::Wait::No)
     /// when the queue is empty: subscribe again. An error of the handler, a panic of it, or a lease that could not be prolonged
@@ -91,12 +93,46 @@ impl Client {
         let deliveries = self.receive(call, request, wire.clone()).map_err(Ended::Subscription)?;
         let endpoint = Arc::clone(deliveries.endpoint());
         let deliveries = Arc::new(Mutex::new(deliveries));
+        let rest = Rest::of(self, &deliveries);
+        let delivered = self.hand_out(call, work, request, &deliveries, &rest, handler);
+        rest.join();
+        let delivered = delivered?;
+        let mut all = who.to_vec();
+        all.extend(fields!(endpoint = &*endpoint, delivered = delivered));
+        inner
+            .log
+            .emit(log::Level::Info, cid, "client.queue.subscribe.complete", &all);
+        Ok(())
+    }
+
+    /// Runs the handler for each delivery, until the server ends the stream. Returns how many there were.
+    fn hand_out(
+        &self,
+        call: &CallOptions,
+        work: &CancelToken,
+        request: &Dequeue,
+        deliveries: &SharedDeliveries,
+        rest: &Arc<Rest>,
+        handler: &mut dyn FnMut(Message) -> Result<(), BoxError>,
+    ) -> Result<u64, Ended> {
+        let endpoint = Arc::clone(deliveries.lock().endpoint());
         let extender = Extender::new();
         let mut delivered = 0_u64;
         loop {
             let received = deliveries.lock().next().map_err(Ended::Subscription)?;
-            let Some(received) = received else { break };
-            let content = payload_of(&deliveries, &received).map_err(Ended::Subscription)?;
+            let Some(received) = received else { return Ok(delivered) };
+            if let Err(error) = call.check() {
+                // It came too late to be handled.
+                rest.give_back(Some(received.delivery));
+                return Err(Ended::Subscription(error));
+            }
+            let content = match payload_of(deliveries, &received) {
+                Ok(content) => content,
+                Err(error) => {
+                    rest.give_back(Some(received.delivery));
+                    return Err(Ended::Subscription(error));
+                }
+            };
             let token = work.child();
             let mut options = CallOptions::new().cancel(token.clone());
             if let Some(deadline) = call.deadline_at() {
@@ -112,28 +148,25 @@ impl Client {
             };
             delivered += 1;
             // A payload that is still on its way needs the connection.
-            let ending = (!content.is_stream()).then(|| Arc::new(EndWhenCancelled(Arc::clone(&deliveries))));
-            let watch = ending.as_ref().zip(call.token()).and_then(|(ending, token)| {
-                let weak = Arc::downgrade(ending);
-                token.watch(weak)
-            });
+            let watch = match call.token() {
+                Some(token) if !content.is_stream() => {
+                    let weak = Arc::downgrade(rest);
+                    token.watch(weak)
+                }
+                _ => None,
+            };
             let message = Message::received(self, received.delivery, content, origin);
             let outcome = handle(&extender, message, handler);
             drop(watch);
             if outcome.is_err() {
-                deliveries.lock().end();
+                // First, so that the message does not come again into a stream that ends.
+                rest.give_back(None);
             }
             if let Inheritance::Dropped(message) = std::mem::replace(&mut *heir.lock(), Inheritance::Over) {
                 message.close_or_forget();
             }
             outcome.map_err(Ended::Handler)?;
         }
-        let mut all = who.to_vec();
-        all.extend(fields!(endpoint = &*endpoint, delivered = delivered));
-        inner
-            .log
-            .emit(log::Level::Info, cid, "client.queue.subscribe.complete", &all);
-        Ok(())
     }
 
     /// Asks until there is something to deliver.

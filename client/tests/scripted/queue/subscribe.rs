@@ -214,7 +214,7 @@ fn other_refusals_and_broken_streams_end_a_subscription() {
     ));
 }
 
-/// CL-40: an error of the handler ends the subscription, and so does a panic; the message is given back.
+/// CL-40: an error of the handler ends the subscription, and so does a panic; the message is given back, and what came behind it.
 #[test]
 fn a_handler_that_fails_ends_the_subscription() {
     let server = Server::start(two_messages);
@@ -224,7 +224,12 @@ fn a_handler_that_fails_ends_the_subscription() {
         matches!(&error, Error::Handler(_)) && error.to_string() == "no paper",
         "{error}"
     );
-    assert_eq!(server.one_at("/v1/queue/nack").json()["intent"], "failure");
+    let intents = || -> Vec<_> {
+        let nacks = server.seen_at("/v1/queue/nack");
+        let intent = |seen: &Seen| seen.json()["intent"].as_str().unwrap().to_owned();
+        nacks.iter().map(intent).collect()
+    };
+    assert_eq!(intents(), ["defer", "failure"]);
 
     let error = client
         .subscribe("invoices", |message| {
@@ -233,7 +238,7 @@ fn a_handler_that_fails_ends_the_subscription() {
         })
         .unwrap_err();
     assert_eq!(error.to_string(), "lockd: consumer message handler panic: on fire");
-    assert_eq!(server.seen_at("/v1/queue/nack").len(), 1);
+    assert_eq!(intents(), ["defer", "failure", "defer"]);
     assert_eq!(server.seen_at("/v1/queue/ack").len(), 1);
 }
 
@@ -267,6 +272,68 @@ fn the_stream_is_closed_before_a_failed_message_is_given_back() {
             })
             .unwrap_err();
         assert_eq!(server.seen_at("/v1/queue/nack").len(), 1);
+    }
+}
+
+/// What the server has sent ahead would be seen by nobody before its visibility timeout. It is given back while the handler of
+/// the first message is still at work, over a connection of its own, when the stream is closed.
+#[test]
+fn what_was_leased_ahead_is_given_back_when_a_subscription_ends() {
+    for fails in [false, true] {
+        let (sent, closed) = (Gate::default(), Gate::default());
+        let (tells, hears) = (sent.clone(), closed.clone());
+        let server = Server::start(move |seen| {
+            let (sent, closed) = (tells.clone(), hears.clone());
+            match seen.path.as_str() {
+                "/v1/queue/subscribe" => Reply::live(move |stream| {
+                    stream_head(stream, CONTENT_TYPE);
+                    push(stream, true, meta(1), b"one");
+                    push(stream, false, meta(2), &[b'x'; 300_000]);
+                    push(stream, false, meta(3), b"three");
+                    sent.open();
+                    until_gone(stream);
+                    closed.open();
+                }),
+                "/v1/queue/nack" => {
+                    closed.wait();
+                    agreeable(seen)
+                }
+                _ => agreeable(seen),
+            }
+        });
+        let client = client_of(&[&server]).build().unwrap();
+        let token = CancelToken::new();
+        let returned = || server.seen_at("/v1/queue/nack");
+        let error = client
+            .with_options(CallOptions::new().cancel(token.clone()))
+            .subscribe("invoices", |message| {
+                assert_eq!(message.message_id(), "msg-1");
+                sent.wait();
+                if fails {
+                    return Err("no paper".into());
+                }
+                token.cancel();
+                eventually("the others are back", || returned().len() == 2);
+                Ok(())
+            })
+            .unwrap_err();
+        assert_eq!(error.is_cancelled(), !fails, "{error}");
+        let told: Vec<_> = returned()
+            .iter()
+            .map(|seen| {
+                let body = seen.json();
+                (
+                    body["message_id"].as_str().unwrap().to_owned(),
+                    body["intent"].as_str().unwrap().to_owned(),
+                )
+            })
+            .collect();
+        let back = |id: &str, intent: &str| told.contains(&(id.to_owned(), intent.to_owned()));
+        assert!(
+            back("msg-2", "defer") && back("msg-3", "defer") && back("msg-1", "failure"),
+            "{told:?}"
+        );
+        assert_eq!(told.len(), 3);
     }
 }
 
