@@ -59,6 +59,7 @@ fn the_nack_of_a_message_rolls_its_transaction_back_and_keeps_what_the_nack_says
     assert_eq!(bed.record_names().len(), 2);
 }
 
+/// LQ-62, decided by the release of a key.
 #[test]
 fn a_key_that_is_released_decides_for_the_messages_of_its_transaction() {
     for rollback in [false, true] {

@@ -313,6 +313,48 @@ fn an_ack_in_a_transaction_that_dies_anywhere_is_whole() {
     }
 }
 
+/// LQ-64: who starts applies what was decided before it, though nobody asks for what is concerned.
+#[test]
+fn what_a_server_had_decided_is_applied_when_another_one_starts() {
+    let mut applied = 0;
+    for writes in 0..WRITES_MAX {
+        let (memory, clock) = places();
+        let bed = bed_over(&memory, &clock);
+        let id = bed.message();
+        let (_, by) = bed.take_as(id, &in_txn(&txn('t')));
+        bed.stage("a", Some(&txn('t')), "1");
+        die_after(&bed, writes);
+        let answer = bed.queues.ack(&queue(), id, &by);
+        let is_decided = || {
+            let mut is_decided = false;
+            let other = bed_over(&memory, &clock);
+            let noted = other.table.committer().book().for_each(|noted| {
+                is_decided |= noted.record.decision.is_some();
+                Ok(true)
+            });
+            noted.unwrap();
+            is_decided
+        };
+        if !is_decided() {
+            continue;
+        }
+        applied += 1;
+        bed_over(&memory, &clock)
+            .table
+            .committer()
+            .finish_what_others_left()
+            .unwrap();
+        assert!(!is_decided(), "after {writes} writes: {answer:?}");
+        // Looked at as they lie there: reading one would apply what is left.
+        let left = bed_over(&memory, &clock).record_names();
+        assert!(
+            !left.iter().any(|name| name.starts_with("m/")),
+            "after {writes} writes: {left:?}"
+        );
+    }
+    assert_ne!(applied, 0);
+}
+
 /// Messages with state, without a transaction of their own: whatever call dies, the message is delivered again or gone.
 #[test]
 fn calls_on_a_message_with_state_that_die_anywhere_lose_no_message() {

@@ -15,7 +15,7 @@ use super::queue_calls::{
 
 const MIB: usize = 1024 * 1024;
 
-/// The exchange of the protocol's description, byte for byte but for ids and times.
+/// LQ-19: the exchange of the protocol's description, byte for byte but for ids and times.
 pub fn a_message_goes_in_and_out_as_the_protocol_shows(backend: &dyn Backend) {
     let server = queue_server(backend);
     let meta = json!({"namespace": "default", "queue": "invoices", "delay_seconds": 0,
@@ -235,6 +235,29 @@ pub fn what_an_enqueue_does_not_say_has_a_default(backend: &dyn Backend) {
     let sneaky = json!({"queue": "q", "payload_content_type": "text/plain\r\nX-Evil: 1"});
     let answer = enqueue_with(server.address, &[], &sneaky, b"x");
     assert_eq!(answer.error(), (400, "invalid_body".to_owned()));
+}
+
+/// LQ-36: a client written in C takes descriptions of up to 4095 bytes. Only attributes may make one longer, however long all
+/// else is.
+pub fn a_description_without_attributes_is_short(backend: &dyn Backend) {
+    const META_BYTES_MAX: usize = 4095;
+    let server = queue_server(backend);
+    let long = |letter: &str| letter.repeat(128);
+    let correlation_id = long("~");
+    let meta = json!({"namespace": long("n"), "queue": long("q"), "payload_content_type": format!("x/{}", long("t")),
+        "max_attempts": i32::MAX, "visibility_timeout_seconds": i32::MAX});
+    enqueue_with(server.address, &[("X-Correlation-Id", &correlation_id)], &meta, b"x").expect(200);
+    let mut wish = wish(&long("q"));
+    wish["namespace"] = json!(long("n"));
+    let answer = post(server.address, "dequeueWithState", &wish).expect(200);
+    let body = String::from_utf8(answer.body).unwrap();
+    let (_, description) = body.split_once("\r\n\r\n").unwrap();
+    let (description, _) = description.split_once("\r\n--").unwrap();
+    assert!(
+        description.contains(&correlation_id) && description.ends_with("}\n"),
+        "{description}"
+    );
+    assert!(description.len() <= META_BYTES_MAX, "{} bytes", description.len());
 }
 
 /// LQ-7.

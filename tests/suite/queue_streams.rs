@@ -172,7 +172,7 @@ pub fn a_subscriber_that_reads_nothing_holds_nobody_up(backend: &dyn Backend) {
     assert_eq!(got[2].number("attempts"), 2);
 }
 
-/// LQ-75 and the drain of streams: they end with the closing line at once, and holders may finish.
+/// LQ-74, LQ-75 and the drain of streams: they end with the closing line at once, and holders may finish.
 pub fn a_drain_ends_streams_and_lets_holders_finish(backend: &dyn Backend) {
     let server = queue_server_with(backend, |options| {
         options.close = options
