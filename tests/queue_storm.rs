@@ -14,7 +14,8 @@
 //! ```
 //!
 //! `cargo test --release --test queue_storm -- --ignored --nocapture` measures how long a waiting consumer waits for a
-//! message that is enqueued, at its own server and at another one.
+//! message that is enqueued, at its own server and at another one. `LOCKD_STORM_ROUNDS` says how often. With `LOCKD_STORE`
+//! (`disk:///...`) it does so there, and the other server uses `LOCKD_STORE_SECOND_MOUNT`: `ci/bench-wake-up nfs` runs it on NFS.
 
 #![allow(
     clippy::unwrap_used,
@@ -68,7 +69,7 @@ fn free_address() -> SocketAddr {
 }
 
 impl Daemon {
-    fn start(root: &Path, log: &Path, address: SocketAddr) -> Self {
+    fn start(store: &str, log: &Path, address: SocketAddr) -> Self {
         let log = File::options().create(true).append(true).open(log).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_lockd"))
             .env_clear()
@@ -80,7 +81,7 @@ impl Daemon {
                 "--log-level",
                 "warn",
             ])
-            .args(["--store", &format!("disk://{}", root.display())])
+            .args(["--store", store])
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
@@ -253,8 +254,9 @@ fn nothing_is_lost_and_nothing_is_finished_twice_however_often_a_server_is_kille
     let root = dir.path().join("root");
     let log = dir.path().join("log");
     std::fs::create_dir(&root).unwrap();
+    let store = format!("disk://{}", root.display());
     let mut daemons: Vec<_> = (0..SERVERS)
-        .map(|_| Daemon::start(&root, &log, free_address()))
+        .map(|_| Daemon::start(&store, &log, free_address()))
         .collect();
     let addresses: Vec<_> = daemons.iter().map(|daemon| daemon.address).collect();
 
@@ -323,7 +325,7 @@ fn nothing_is_lost_and_nothing_is_finished_twice_however_often_a_server_is_kille
                 book.kills.lock().unwrap().push(Instant::now());
                 daemons[victim].kill();
                 book.kills.lock().unwrap().push(Instant::now());
-                daemons[victim] = Daemon::start(&root, &log, addresses[victim]);
+                daemons[victim] = Daemon::start(&store, &log, addresses[victim]);
                 last_kill = Instant::now();
             }
         }
@@ -391,15 +393,27 @@ fn consume(mut client: Client<'_>, book: &Book, is_over: &AtomicBool) {
     }
 }
 
+/// The store of each of two servers: a new root, by one name or by two.
+fn two_ways_to_a_store(dir: &Path) -> [String; 2] {
+    let Ok(parent) = std::env::var("LOCKD_STORE") else {
+        std::fs::create_dir(dir.join("root")).unwrap();
+        return [(); 2].map(|()| format!("disk://{}/root", dir.display()));
+    };
+    let second = std::env::var("LOCKD_STORE_SECOND_MOUNT").unwrap_or_else(|_| parent.clone());
+    let name = format!("wake-up-{}", std::process::id());
+    let path = parent.strip_prefix("disk://").expect("LOCKD_STORE is a disk:// URL");
+    std::fs::create_dir(Path::new(path).join(&name)).unwrap();
+    [parent, second].map(|parent| format!("{parent}/{name}"))
+}
+
 /// How long a waiting consumer waits for a message, from before it is sent to the server until it is here.
 #[test]
 #[ignore = "a measurement, meaningful only in a release build on a quiet machine"]
 fn wake_up_latency() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let root = dir.path().join("root");
-    std::fs::create_dir(&root).unwrap();
     let log = dir.path().join("log");
-    let daemons: Vec<_> = (0..2).map(|_| Daemon::start(&root, &log, free_address())).collect();
+    let stores = two_ways_to_a_store(dir.path());
+    let daemons = stores.map(|store| Daemon::start(&store, &log, free_address()));
     let rounds = number_from("LOCKD_STORM_ROUNDS", 500);
     for (name, producer) in [("same server", 0), ("other server", 1)] {
         let (mut wake_ups, mut enqueues) = (Histogram::<u64>::new(3).unwrap(), Histogram::<u64>::new(3).unwrap());

@@ -3,7 +3,8 @@
 //!
 //! This drives the library over a store, without HTTP and without a dispatcher, so that it shows what the records and the
 //! engine cost and nothing else. Two queues of one store's kind, one short and one long, take turns, so that whatever else
-//! the machine does hits both.
+//! the machine does hits both. With `--served` each queue has a daemon, and what is measured goes through HTTP and the
+//! dispatcher (see [`served`]).
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it reports to whoever runs it")]
 
@@ -38,7 +39,10 @@ What a backlog costs, in memory or on a disk.
   --cycles N       enqueue, deliver and ack so many messages in each turn (10000)
   --rounds N       how often the queues take turns (5)
   --payload N      bytes of a payload (100)
+  --served LOCKD   through HTTP: starts this program once for each queue
 ";
+
+mod served;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -50,7 +54,11 @@ struct Plan {
     cycles: usize,
     rounds: usize,
     payload_bytes: usize,
+    served: Option<PathBuf>,
 }
+
+/// How long the three steps of a turn take.
+type Steps = [Duration; 3];
 
 fn main() -> ExitCode {
     match read_plan().and_then(|plan| plan.map_or(Ok(()), |plan| run(&plan))) {
@@ -72,6 +80,7 @@ fn read_plan() -> Result<Option<Plan>, Failure> {
         cycles: 10_000,
         rounds: 5,
         payload_bytes: 100,
+        served: None,
     };
     let mut parser = Parser::from_env();
     while let Some(arg) = parser.next()? {
@@ -83,6 +92,7 @@ fn read_plan() -> Result<Option<Plan>, Failure> {
             Arg::Long("cycles") => plan.cycles = parser.value()?.parse()?,
             Arg::Long("rounds") => plan.rounds = parser.value()?.parse()?,
             Arg::Long("payload") => plan.payload_bytes = parser.value()?.parse()?,
+            Arg::Long("served") => plan.served = Some(parser.value()?.into()),
             Arg::Long("help") => {
                 print!("{HELP}");
                 return Ok(None);
@@ -98,26 +108,42 @@ fn read_plan() -> Result<Option<Plan>, Failure> {
 }
 
 fn run(plan: &Plan) -> Result<(), Failure> {
+    if let Some(program) = &plan.served {
+        return served::run(plan, program);
+    }
     let clock = SystemClock::shared();
-    let before = resident_bytes()?;
+    let before = resident_bytes("self")?;
     let long = Backlog::open(plan, "long", &clock)?;
-    let empty = resident_bytes()?;
+    let empty = resident_bytes("self")?;
     let began = clock.now();
     long.fill(plan, plan.messages)?;
     let took = clock.now().since(began);
-    let per_message = resident_bytes()?.saturating_sub(empty) / plan.messages as u64;
-    println!(
-        "{} messages of {} bytes in {took:.1?}: {per_message} bytes of memory each, {} MiB before",
-        plan.messages,
-        plan.payload_bytes,
-        before >> 20
-    );
+    report_memory(plan, took, resident_bytes("self")?.saturating_sub(empty), before);
     let short = Backlog::open(plan, "short", &clock)?;
     short.fill(plan, plan.beside)?;
+    take_turns(plan, || short.cycle(plan, &clock), || long.cycle(plan, &clock))
+}
+
+fn report_memory(plan: &Plan, took: Duration, taken: u64, before: u64) {
+    println!(
+        "{} messages of {} bytes in {took:.1?}: {} bytes of memory each, {} MiB before",
+        plan.messages,
+        plan.payload_bytes,
+        taken / plan.messages as u64,
+        before >> 20
+    );
+}
+
+/// Turn by turn the short queue and the long one; then the middle of each step.
+fn take_turns(
+    plan: &Plan,
+    mut short: impl FnMut() -> Result<Steps, Failure>,
+    mut long: impl FnMut() -> Result<Steps, Failure>,
+) -> Result<(), Failure> {
     let mut times: [[Vec<Duration>; 3]; 2] = Default::default();
     for _ in 0..plan.rounds {
-        for (backlog, times) in [&short, &long].into_iter().zip(&mut times) {
-            for (times, took) in times.iter_mut().zip(backlog.cycle(plan, &clock)?) {
+        for (steps, times) in [short()?, long()?].into_iter().zip(&mut times) {
+            for (times, took) in times.iter_mut().zip(steps) {
                 times.push(took);
             }
         }
@@ -182,7 +208,7 @@ impl Backlog {
 
     /// How long each of the three steps takes for all messages of a turn. What is enqueued is what is delivered: which
     /// messages are next is for a dispatcher to know.
-    fn cycle(&self, plan: &Plan, clock: &SharedClock) -> Result<[Duration; 3], Failure> {
+    fn cycle(&self, plan: &Plan, clock: &SharedClock) -> Result<Steps, Failure> {
         let queue = queue()?;
         let request = DeliverRequest {
             owner: "backlog".into(),
@@ -253,10 +279,11 @@ fn new_root(root: &Path, name: &str) -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-fn resident_bytes() -> Result<u64, Failure> {
-    let status = fs::read_to_string("/proc/self/status")?;
+/// Of a process, by its number or as `self`.
+fn resident_bytes(process: &str) -> Result<u64, Failure> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.split_whitespace().next());
-    let kib: u64 = kib.ok_or("/proc/self/status shows no memory")?.parse()?;
+    let kib: u64 = kib.ok_or("/proc/.../status shows no memory")?.parse()?;
     Ok(kib * 1024)
 }
