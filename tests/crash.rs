@@ -37,7 +37,7 @@ use lockd::clock::{Clock, SystemClock};
 use clients::{Client, Field};
 use daemons::Daemon;
 use history::{Entry, judge};
-use lies::Lie;
+use lies::{Lie, Told};
 use model::{Answer, Call};
 
 #[path = "crash/checker_tests.rs"]
@@ -65,7 +65,7 @@ const LYING_ROUNDS: usize = 30;
 /// Clients that change things, and those that only look.
 const WORKERS: usize = 6;
 const READERS: usize = 2;
-const CLIENTS: usize = WORKERS + READERS;
+const QUIET_WORKERS: usize = 2;
 const SERVERS_MAX: usize = 3;
 /// How many keys each group has: transactions stay within a group.
 const GROUPS: [usize; 4] = [1, 1, 2, 3];
@@ -161,6 +161,8 @@ struct Stage {
     servers: Vec<Daemon>,
     /// What all servers lie about.
     lie: Option<Lie>,
+    /// The round is a quiet one.
+    quiet: bool,
     started: usize,
     figures: Figures,
 }
@@ -170,6 +172,7 @@ impl Stage {
         Self {
             seed,
             lie,
+            quiet: false,
             rng: fastrand::Rng::with_seed(seed),
             dir: tempfile::tempdir().unwrap(),
             servers: Vec::new(),
@@ -182,7 +185,13 @@ impl Stage {
         let root = self.dir.path().join("store");
         let number = self.started;
         self.started += 1;
-        Daemon::start(&root, self.dir.path(), number, self.lie, &mut self.rng)
+        {
+            let told = Told {
+                deaf: self.quiet || self.rng.bool(),
+                lie: self.lie,
+            };
+            Daemon::start(&root, self.dir.path(), number, told, &mut self.rng)
+        }
     }
 
     fn kill_all(&mut self) {
@@ -231,10 +240,22 @@ impl Stage {
         let names: Vec<Vec<String>> = (GROUPS.iter().enumerate())
             .map(|(group, keys)| (0..*keys).map(|key| format!("r{round}/{group}-{key}")).collect())
             .collect();
-        let field = Field::new(round, names);
-        let wanted = self.rng.usize(1..=SERVERS_MAX);
-        if self.lie.is_some() {
-            // Nobody is left who tells the truth.
+        // Half of the rounds are quiet: few clients, and no server that hears of the others. Then it takes no luck to ask a
+        // server that has had no occasion to catch up.
+        self.quiet = self.rng.bool();
+        let field = Field::new(round, names, self.quiet);
+        let (workers, readers) = if self.quiet {
+            (QUIET_WORKERS, 0)
+        } else {
+            (WORKERS, READERS)
+        };
+        let wanted = if self.quiet {
+            SERVERS_MAX
+        } else {
+            self.rng.usize(1..=SERVERS_MAX)
+        };
+        if self.lie.is_some() || self.quiet {
+            // Nobody is left who tells the truth, or who hears.
             self.kill_all();
         }
         while self.servers.len() < wanted {
@@ -242,13 +263,13 @@ impl Stage {
             self.servers.push(server);
         }
         self.announce(&field);
-        let seeds: Vec<u64> = (0..=CLIENTS).map(|_| self.rng.u64(..)).collect();
+        let seeds: Vec<u64> = (0..=workers + readers).map(|_| self.rng.u64(..)).collect();
         let mut entries: Vec<Entry> = Vec::new();
         thread::scope(|scope| {
-            let clients: Vec<_> = (0..CLIENTS)
+            let clients: Vec<_> = (0..workers + readers)
                 .map(|number| {
                     let client = Client::new(number, &field, seeds[number]);
-                    scope.spawn(move || match number < WORKERS {
+                    scope.spawn(move || match number < workers {
                         true => client.run(),
                         false => client.run_as_reader(),
                     })
@@ -263,7 +284,7 @@ impl Stage {
         self.restart();
         field.over.store(false, Ordering::SeqCst);
         self.announce(&field);
-        entries.extend(Client::new(CLIENTS, &field, seeds[CLIENTS]).read_all());
+        entries.extend(Client::new(workers + readers, &field, seeds[workers + readers]).read_all());
         let verdict = self.judge_all(&field, &entries);
         (field, verdict)
     }

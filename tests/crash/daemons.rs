@@ -55,12 +55,12 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a server on this root; `number` names it in the history. One that is to lie is of this binary.
-    pub(crate) fn start(root: &Path, logs: &Path, number: usize, lie: Option<Lie>, rng: &mut fastrand::Rng) -> Self {
+    /// Starts a server on this root; `number` names it in the history. One that is told something is of this binary.
+    pub(crate) fn start(root: &Path, logs: &Path, number: usize, told: Told, rng: &mut fastrand::Rng) -> Self {
         let log = logs.join(format!("server-{number}.log"));
         let (mut command, mut death) = (Command::new(env!("CARGO_BIN_EXE_lockd")), None);
         command.env_clear();
-        if lie.is_none() && rng.bool() {
+        if told == Told::default() && rng.bool() {
             command
                 .args(["--listen", "127.0.0.1:0", "--workers", "8"])
                 // Bodies beyond this are streamed to the store instead of being held in memory.
@@ -73,8 +73,8 @@ impl Daemon {
             command
                 .args(["--exact", "daemons::server_of_this_binary", "--ignored", "--nocapture"])
                 .env(ROOT, root)
-                .env(TOLD, Told { deaf: rng.bool(), lie }.to_string());
-            if lie == Some(Lie::EarlyRead) {
+                .env(TOLD, told.to_string());
+            if told.lie == Some(Lie::EarlyRead) {
                 death = Some("of its lie".to_owned());
             } else if rng.bool() {
                 let step = DEATHS[rng.usize(..DEATHS.len())];

@@ -5,7 +5,8 @@
 //!
 //! | lie | how it is told | what would do the same |
 //! |---|---|---|
-//! | [`Lie::StaleRead`] | a share of the reads of a key show its record as it was one change ago | a cache, a reader that does not catch up |
+//! | [`Lie::StaleRead`] | a share of the reads of a key show its record as it was one change ago | a snapshot that was taken too late |
+//! | [`Lie::CachedRead`] | a share of the reads of a key show what this server has last seen of it | a cache, a reader that does not catch up |
 //! | [`Lie::LostWrite`] | a share of the batches are called done, and nothing is written | an answer before the sync, a frame cut by mistake |
 //! | [`Lie::TokenReuse`] | a share of the released records go to the disk with the fencing counter one lower | a counter that is not part of the record |
 //! | [`Lie::DoubleGrant`] | a share of the reads of a leased key show no lease, and the conditional write goes through | a lease decided without its record |
@@ -39,6 +40,7 @@ const EARLY: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lie {
     StaleRead,
+    CachedRead,
     LostWrite,
     TokenReuse,
     DoubleGrant,
@@ -46,8 +48,9 @@ pub(crate) enum Lie {
 }
 
 impl Lie {
-    pub(crate) const ALL: [Lie; 5] = [
+    pub(crate) const ALL: [Lie; 6] = [
         Lie::StaleRead,
+        Lie::CachedRead,
         Lie::LostWrite,
         Lie::TokenReuse,
         Lie::DoubleGrant,
@@ -58,7 +61,7 @@ impl Lie {
     fn share(self) -> f64 {
         match self {
             Lie::LostWrite => 0.01,
-            Lie::StaleRead | Lie::TokenReuse | Lie::DoubleGrant => 0.05,
+            Lie::StaleRead | Lie::CachedRead | Lie::TokenReuse | Lie::DoubleGrant => 0.05,
             // Told once in the life of a server.
             Lie::EarlyRead => 0.15,
         }
@@ -195,6 +198,11 @@ impl Store for ToldStore {
     fn read(&self, key: &RecordKey) -> Result<Option<Stored>, StoreError> {
         if let Some(early) = self.early.lock().get(key) {
             return Ok(early.clone());
+        }
+        if self.tells(Lie::CachedRead)
+            && let Some(seen) = self.seen.lock().get(key)
+        {
+            return Ok(seen.now.clone());
         }
         let now = self.inner.read(key)?;
         if !keys::is_key_record(key) {
