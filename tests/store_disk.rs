@@ -26,6 +26,8 @@ mod measures;
 mod power;
 #[path = "store_disk/processes.rs"]
 mod processes;
+#[path = "store_disk/rules.rs"]
+mod rules;
 #[path = "suite/store.rs"]
 mod store_suite;
 #[path = "store_disk/tools.rs"]

@@ -85,6 +85,7 @@ fn a_last_frame_torn_at_any_byte_is_cut_if_it_was_never_acknowledged_and_damage_
             fs::write(torn_root.join("commit.lock"), &unmoved_mark).unwrap();
             let store = open(&torn_root);
             assert_eq!(contents(&store), before, "torn at {cut}");
+            assert_eq!(fs::metadata(&torn_segment).unwrap().len(), last as u64);
             put(&store, "b", b"life goes on");
             drop(store);
             assert_eq!(open(&torn_root).list("", None, 9).unwrap().len(), 2);
@@ -258,4 +259,119 @@ fn write_the_sample_log() {
     store.write(batch_of(vec![gone])).unwrap();
     put(&store, "k/default/d", b"last");
     drop_body(&store, &BodyId::new("dropped"));
+}
+
+/// Behind the mark nothing was acknowledged to anybody who is still there; but whoever wrote a whole frame may have synced
+/// the one before it, so that one was whole.
+#[test]
+fn damage_behind_the_mark_with_a_whole_frame_after_it_is_no_torn_tail() {
+    let (dir, root) = new_root();
+    let store = open(&root);
+    put(&store, "a", b"1");
+    drop(store);
+    let unmoved_mark = fs::read(root.join("commit.lock")).unwrap();
+    let store = open(&root);
+    put(&store, "a", b"2");
+    put(&store, "a", b"3");
+    drop(store);
+    fs::write(root.join("commit.lock"), &unmoved_mark).unwrap();
+    let segment = log_files(&root, "segment").remove(0);
+    let whole = fs::read(&segment).unwrap();
+    let [.., second, third, end] = frame_offsets(&whole)[..] else {
+        panic!()
+    };
+    let bad_root = dir.path().join("bad");
+    copy_root(&root, &bad_root);
+    let bad_segment = bad_root.join("log").join(segment.file_name().unwrap());
+    for at in second..third {
+        let mut bad = whole.clone();
+        bad[at] ^= 1;
+        fs::write(&bad_segment, &bad).unwrap();
+        assert_corrupt(&bad_root, &bad_segment, second, end);
+        assert!(fs::read(&bad_segment).unwrap() == bad, "nothing is cut");
+        let found = lockd::store::shared_log::verify::verify(&bad_root, |_, _| ()).unwrap();
+        let faults: Vec<_> = found.checks.iter().flat_map(|check| &check.faults).collect();
+        assert!(
+            faults
+                .iter()
+                .any(|fault| fault.place == bad_segment.display().to_string() && fault.offset == second as u64),
+            "byte {at}: {faults:?}"
+        );
+    }
+    fs::write(&bad_segment, &whole).unwrap();
+    assert_eq!(
+        &*open(&bad_root).read(&RecordKey::new("a")).unwrap().unwrap().value,
+        b"3"
+    );
+}
+
+/// A newer version may have acknowledged it.
+#[test]
+fn a_whole_frame_of_an_unknown_kind_is_refused_and_not_cut() {
+    const NEWER: u32 = 77;
+    let (_dir, root) = new_root();
+    let store = open(&root);
+    put(&store, "a", b"1");
+    drop(store);
+    let segment = log_files(&root, "segment").remove(0);
+    let mut bytes = fs::read(&segment).unwrap();
+    let end = bytes.len();
+    let salt: [u8; 8] = bytes[40..48].try_into().unwrap();
+    // One operation has taken number 1.
+    bytes.extend(frame_of(NEWER, u64::from_le_bytes(salt), 2, b"of tomorrow"));
+    fs::write(&segment, &bytes).unwrap();
+    assert_corrupt(&root, &segment, end, end);
+    assert!(fs::read(&segment).unwrap() == bytes);
+}
+
+#[test]
+fn a_log_that_has_become_shorter_under_a_running_store_is_damage_and_not_written_over() {
+    let (_dir, root) = new_root();
+    let store = open(&root);
+    put(&store, "a", b"1");
+    put(&store, "a", b"2");
+    let segment = log_files(&root, "segment").remove(0);
+    let bytes = fs::read(&segment).unwrap();
+    let [.., last, _] = frame_offsets(&bytes)[..] else {
+        panic!()
+    };
+    fs::write(&segment, &bytes[..last]).unwrap();
+    let answer = store.write(batch_of(vec![write_of("a", Precondition::Any, b"3")]));
+    assert!(
+        matches!(&answer, Err(StoreError::Corrupt { offset, .. }) if *offset == last as u64),
+        "{answer:?}"
+    );
+    assert!(!store.healthy());
+    assert_eq!(fs::metadata(&segment).unwrap().len(), last as u64);
+}
+
+#[test]
+fn a_segment_that_does_not_follow_the_one_before_it_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = || Options {
+        segment_bytes_max: 250,
+        ..Options::default()
+    };
+    // The same history, but for some numbers more in the first segment of the other root.
+    let roots = ["one", "other"].map(|name| dir.path().join(name));
+    for (root, more) in roots.iter().zip([0, 9]) {
+        let store = open_with(root, options());
+        let batch = Batch {
+            drop_bodies: (0..more).map(|n| BodyId::new(format!("{n}"))).collect(),
+            ..Batch::default()
+        };
+        store.write(batch).unwrap();
+        for n in 0..12 {
+            put(&store, &format!("record/{n}"), &[n; 40]);
+        }
+    }
+    let [ours, theirs] = roots.each_ref().map(|root| log_files(root, "segment").remove(1));
+    let sequence = |path: &Path| fs::read(path).unwrap()[32..40].to_vec();
+    assert_ne!(sequence(&ours), sequence(&theirs));
+    fs::copy(&theirs, &ours).unwrap();
+    assert_corrupt(&roots[0], &ours, 0, 0);
+    // Also for one that goes through it while it is open, and for who looks through it.
+    let found = lockd::store::shared_log::verify::verify(&roots[0], |_, _| ()).unwrap();
+    let fault = found.checks.iter().flat_map(|check| &check.faults).next().unwrap();
+    assert_eq!((&*fault.place, fault.offset), (&*ours.display().to_string(), 0));
 }

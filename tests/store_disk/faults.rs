@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use super::tools::*;
 
 /// Fails every step that is on the list.
-fn failing(list: &Arc<Mutex<Vec<Step>>>) -> Options {
+pub(crate) fn failing(list: &Arc<Mutex<Vec<Step>>>) -> Options {
     let list = list.clone();
     Options {
         step_hook: Some(Arc::new(move |step, _| {

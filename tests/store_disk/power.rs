@@ -2,12 +2,13 @@
 //! test works out what the disk would hold if the power went now, opens that, and compares.
 //!
 //! The model of the disk is the harshest that the engine's assumptions allow: a file has the bytes of its last sync, and a
-//! directory the names of its own last sync. Three more images are tried at each point, because a disk may also have
-//! written more than it was asked to: the unsynced mark arrived; half of what was appended arrived; everything did.
+//! directory the names of its own last sync. More images are tried at each point, because a disk may also have written
+//! more than it was asked to: the unsynced mark arrived; half of what was appended arrived; files that were removed are gone
+//! although nothing else arrived; everything did. The directory above the root is a part of the model too.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,11 +20,15 @@ use parking_lot::Mutex;
 
 use super::tools::*;
 
+/// Every body; too large for the log.
+const BODY: [u8; 2_000] = [b'b'; 2_000];
+
 type Contents = BTreeMap<String, Vec<u8>>;
 
 /// What a disk is sure to hold.
 struct Disk {
-    root: PathBuf,
+    /// The directory above the root.
+    parent: PathBuf,
     /// Bytes of each file at its last sync, by inode.
     bytes: HashMap<u64, Vec<u8>>,
     /// Names in each directory at its last sync: the inode, and whether it is a directory.
@@ -36,8 +41,11 @@ enum Luck {
     None,
     Mark,
     Half,
+    Removals,
     All,
 }
+
+const ALL_LUCK: [Luck; 5] = [Luck::None, Luck::Mark, Luck::Half, Luck::Removals, Luck::All];
 
 impl Disk {
     fn synced(&mut self, file: &File) {
@@ -54,10 +62,14 @@ impl Disk {
     /// Lays out at `target` what is left of the directory with this inode.
     fn lay_out(&self, dir: u64, now: &Path, target: &Path, luck: Luck) {
         fs::create_dir(target).unwrap();
-        let names = match luck {
+        let mut names = match luck {
             Luck::All => names_in(now),
             _ => self.names.get(&dir).cloned().unwrap_or_default(),
         };
+        if matches!(luck, Luck::Removals) {
+            let now = names_in(now);
+            names.retain(|name, _| now.contains_key(name));
+        }
         for (name, (inode, is_dir)) in names {
             let (now, target) = (now.join(&name), target.join(&name));
             if is_dir {
@@ -103,22 +115,28 @@ struct Promise {
 
 #[test]
 fn the_loss_of_power_at_any_sync_point_loses_nothing_acknowledged() {
-    let (dir, root) = new_root();
-    fs::create_dir(&root).unwrap();
+    let (dir, _) = new_root();
+    // Only the root is in it, and even that is not synced yet.
+    let parent = dir.path().join("parent");
+    fs::create_dir(&parent).unwrap();
+    let root = parent.join("store");
     let disk = Arc::new(Mutex::new(Disk {
-        root: root.clone(),
+        parent,
         bytes: HashMap::new(),
         names: HashMap::new(),
     }));
     let promise = Arc::new(Mutex::new(Promise::default()));
-    let images = dir.path().join("images");
-    fs::create_dir(&images).unwrap();
+    // What is left over is opened hundreds of times, on a file system in memory if there is one.
+    let images_dir = tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap();
+    let images = images_dir.path().to_owned();
     let hook = {
         let (disk, promise) = (disk.clone(), promise.clone());
         move |_, file: Option<&File>| -> io::Result<()> {
             if let Some(file) = file {
                 let mut disk = disk.lock();
-                for luck in [Luck::None, Luck::Mark, Luck::Half, Luck::All] {
+                for luck in ALL_LUCK {
                     check_image(&disk, luck, &images, &mut promise.lock());
                 }
                 disk.synced(file);
@@ -137,6 +155,7 @@ fn the_loss_of_power_at_any_sync_point_loses_nothing_acknowledged() {
     };
     let store = open_with(&root, options);
     let mut rng = fastrand::Rng::with_seed(23);
+    let mut last_body: Option<BodyId> = None;
     for n in 0..60_u64 {
         if n % 20 == 19 {
             store.compact().unwrap();
@@ -155,22 +174,29 @@ fn the_loss_of_power_at_any_sync_point_loses_nothing_acknowledged() {
             next.insert(name.clone(), value.clone());
             records.push((name, value));
         }
-        // A record that names a body; a new body takes the place of the one before.
+        // A record that names a body; a new body takes the place of the one before. Some are streamed.
         let body = n % 4 == 0;
-        if body {
-            next.insert("names-a-body".to_owned(), n.to_string().into_bytes());
-            records.push(("names-a-body".to_owned(), n.to_string().into_bytes()));
+        let mut streamed = None;
+        if n % 6 == 1 {
+            let mut writer = store.body_writer().unwrap();
+            writer.write_all(&BODY).unwrap();
+            streamed = Some(writer.finish().unwrap());
         }
         let body_id = |n: u64| BodyId::new(format!("body-{n}"));
+        let named = body.then(|| body_id(n)).or_else(|| streamed.clone());
+        if let Some(named) = &named {
+            next.insert("names-a-body".to_owned(), named.as_str().as_bytes().to_vec());
+            records.push(("names-a-body".to_owned(), named.as_str().as_bytes().to_vec()));
+        }
+        let replaced = (named.is_some())
+            .then(|| std::mem::replace(&mut last_body, named))
+            .flatten();
         let batch = Batch {
-            bodies: body
-                .then(|| (body_id(n), Arc::from(vec![n as u8; 2_000])))
-                .into_iter()
-                .collect(),
+            bodies: body.then(|| (body_id(n), Arc::from(BODY))).into_iter().collect(),
             records: (records.iter())
                 .map(|(name, value)| write_of(name, Precondition::Any, value))
                 .collect(),
-            drop_bodies: (body && 4 <= n).then(|| body_id(n - 4)).into_iter().collect(),
+            drop_bodies: replaced.into_iter().collect(),
         };
         promise.lock().under_way = Some(next.clone());
         assert!(matches!(store.write(batch), Ok(Written::Done(_))));
@@ -186,21 +212,22 @@ fn the_loss_of_power_at_any_sync_point_loses_nothing_acknowledged() {
 fn check_image(disk: &Disk, luck: Luck, images: &Path, promise: &mut Promise) {
     let target = images.join(promise.images.to_string());
     promise.images += 1;
-    let root_inode = fs::metadata(&disk.root).unwrap().ino();
-    disk.lay_out(root_inode, &disk.root, &target, luck);
-    let store = open(&target);
+    let inode = fs::metadata(&disk.parent).unwrap().ino();
+    disk.lay_out(inode, &disk.parent, &target, luck);
+    let store = open(&target.join("store"));
     let found: Contents = contents(&store)
         .into_iter()
         .map(|(name, (value, _))| (name, value))
         .collect();
     let lawful = found == promise.acknowledged || Some(&found) == promise.under_way.as_ref();
     assert!(lawful, "image {} with {luck:?}", promise.images - 1);
-    if let Some(n) = found.get("names-a-body") {
-        let n: u64 = str::from_utf8(n).unwrap().parse().unwrap();
+    if let Some(name) = found.get("names-a-body") {
+        let body = BodyId::new(str::from_utf8(name).unwrap());
         let mut bytes = Vec::new();
-        let mut reader = store.body_reader(&BodyId::new(format!("body-{n}"))).unwrap();
+        let mut reader = (store.body_reader(&body))
+            .unwrap_or_else(|error| panic!("image {} with {luck:?}: {error}", promise.images - 1));
         io::Read::read_to_end(&mut reader, &mut bytes).unwrap();
-        assert!(bytes == vec![n as u8; 2_000], "image {}", promise.images - 1);
+        assert!(bytes == BODY, "image {}", promise.images - 1);
     }
     put(&store, "after", b"life goes on");
     drop(store);

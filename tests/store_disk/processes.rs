@@ -46,6 +46,7 @@ fn helper() {
         }
         "write" => write_for_ever(&root, argument.parse().unwrap()),
         "hold" => hold(&root),
+        "compact" => compact(&root, argument.parse().unwrap()),
         "grow" => {
             let before_kib = resident_kib();
             let store = open(&root);
@@ -368,6 +369,47 @@ fn compaction_goes_on_among_writers_of_several_processes_and_old_files_go() {
     });
     assert_eq!(counter(&open(&root)), won);
     assert_eq!(counter(&store), won);
+}
+
+/// Compacts so often.
+fn compact(root: &Path, times: usize) {
+    let store = SharedLogStore::open(root, tiny()).unwrap();
+    let mut done = 0;
+    while done < times {
+        // Another process may be at it.
+        match store.compact().unwrap() {
+            true => done += 1,
+            false => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    say(&format!("compacted {done}"));
+}
+
+#[test]
+fn two_and_three_processes_write_while_one_that_only_compacts_is_at_work_and_nothing_is_lost() {
+    for writers in [2, 3] {
+        let (_dir, root) = new_root();
+        let store = open_with(&root, tiny());
+        for n in 0..30 {
+            put(&store, &format!("stays/{n}"), &[n; 700]);
+        }
+        let stays = contents(&store);
+        let mut compactor = Helper::start("compact", &root, "40");
+        let mut writers: Vec<Helper> = (0..writers).map(|_| Helper::start("increment", &root, "300")).collect();
+        let won: u64 = (writers.iter_mut())
+            .map(|writer| writer.find_line("won ").unwrap().parse::<u64>().unwrap())
+            .sum();
+        assert_eq!(compactor.find_line("compacted ").as_deref(), Some("40"));
+        for store in [&store, &open(&root)] {
+            let mut found = contents(store);
+            let (counter, _) = found.remove("counter").unwrap();
+            assert_eq!(number(&counter), won);
+            assert_eq!(found, stays);
+        }
+        let findings = lockd::store::shared_log::verify::verify(&root, |_, _| ()).unwrap();
+        let faults: Vec<_> = findings.checks.iter().flat_map(|check| &check.faults).collect();
+        assert!(faults.is_empty(), "{faults:?}");
+    }
 }
 
 /// A snapshot made in the same segment as the one before it has the greater number, and was taken for something newer: the

@@ -176,3 +176,21 @@ impl Drop for Helper {
         let _ = self.child.wait();
     }
 }
+
+/// A frame as `frame.rs` draws it, of any kind.
+pub(crate) fn frame_of(kind: u32, salt: u64, sequence: u64, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap();
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&salt.to_le_bytes());
+    hasher.update(&kind.to_le_bytes());
+    hasher.update(&length.to_le_bytes());
+    hasher.update(&sequence.to_le_bytes());
+    hasher.update(payload);
+    let mut frame = b"lkfr".to_vec();
+    for number in [kind, length, hasher.finalize()] {
+        frame.extend(number.to_le_bytes());
+    }
+    frame.extend(sequence.to_le_bytes());
+    frame.extend(payload);
+    frame
+}
