@@ -7,14 +7,18 @@
 //! The kernel frees both the moment their holder dies. A holder that is stopped keeps them; then the wait ends at its
 //! bound, and the answer is [`StoreError::Unavailable`]: better refused than hung. Waiting polls because a blocking
 //! `flock` has no bound, and on NFS sleeps through the expiry of a dead holder.
+//!
+//! Who waits in line behind somebody that has waited in vain would wait as long again, and the tenth in line ten times as
+//! long. So after a wait in vain those that follow wait for a fraction only, until the lock was had again.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::clock::SharedClock;
+use crate::clock::{Moment, SharedClock};
 use crate::store::StoreError;
 
 /// Its name under the root.
@@ -25,6 +29,9 @@ const PAUSE_MIN: Duration = Duration::from_micros(50);
 const PAUSE_MAX_LOCAL: Duration = Duration::from_millis(1);
 /// Over a network every attempt is a request to the server.
 const PAUSE_MAX_NETWORK: Duration = Duration::from_millis(20);
+
+/// Into how many parts the bound of a wait is cut once one was in vain.
+const IMPATIENCE: u32 = 20;
 
 /// How a lock is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +49,8 @@ pub(super) struct CommitLock {
     /// The longest wait.
     pub(super) wait: Duration,
     pub(super) network: bool,
+    /// The last wait was in vain.
+    pub(super) waited_in_vain: Cell<bool>,
 }
 
 /// The lock, held until dropped.
@@ -58,12 +67,23 @@ impl CommitLock {
     /// Waits for the lock, at most as long as the bound says.
     pub(super) fn acquire(&self, mode: Mode) -> Result<Held<'_>, StoreError> {
         let start = self.clock.now();
+        let held = self.acquire_since(start, mode);
+        let in_vain = matches!(held, Err(StoreError::Unavailable { .. }));
+        self.waited_in_vain.set(in_vain);
+        held
+    }
+
+    fn acquire_since(&self, start: Moment, mode: Mode) -> Result<Held<'_>, StoreError> {
         // The turn is given back as soon as the lock is there.
         let _turn = self.poll(&self.turn, Mode::Exclusive, start)?;
         self.poll(&self.commit, mode, start)
     }
 
-    fn poll<'a>(&self, file: &'a File, mode: Mode, start: crate::clock::Moment) -> Result<Held<'a>, StoreError> {
+    fn poll<'a>(&self, file: &'a File, mode: Mode, start: Moment) -> Result<Held<'a>, StoreError> {
+        let wait = match self.waited_in_vain.get() {
+            true => self.wait / IMPATIENCE,
+            false => self.wait,
+        };
         let mut pause = PAUSE_MIN;
         let pause_max = if self.network {
             PAUSE_MAX_NETWORK
@@ -80,11 +100,11 @@ impl CommitLock {
                     });
                 }
             }
-            if self.wait <= self.clock.now().since(start) {
+            if wait <= self.clock.now().since(start) {
                 return Err(StoreError::Unavailable {
                     detail: format!(
                         "another process has held the lock of the store for more than {} ms",
-                        self.wait.as_millis()
+                        wait.as_millis()
                     ),
                 });
             }

@@ -42,6 +42,7 @@
 //! Left out on purpose: encryption and compression, which belong above or below; a cache of values, which the page cache
 //! is; finding bodies that no record names, which needs to understand records.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
@@ -94,7 +95,8 @@ const LOAD_ATTEMPTS: usize = 3;
 /// How an engine behaves. The first one to open a root in a process decides for all its handles.
 #[derive(Clone)]
 pub struct Options {
-    /// The longest wait for the lock of the store; then the answer is [`StoreError::Unavailable`].
+    /// The longest wait for the lock of the store; then the answer is [`StoreError::Unavailable`], and for who comes next it
+    /// is that after a twentieth, until the lock was had again.
     pub lock_wait: Duration,
     /// A segment that has reached this size is sealed.
     pub segment_bytes_max: u64,
@@ -465,6 +467,7 @@ impl Engine {
             clock: clock.clone(),
             wait: options.lock_wait,
             network,
+            waited_in_vain: Cell::new(false),
         };
         {
             let _held = lock.acquire(Mode::Exclusive).map_err(|error| match error {
