@@ -2,6 +2,19 @@
 //!
 //! Nobody else reads a clock. Records carry wall time in milliseconds, the wire carries whole Unix seconds; whoever waits
 //! measures with monotonic time, so that a clock that jumps shortens or lengthens no wait. Tests move a [`ManualClock`].
+//!
+//! # Clocks that are wrong
+//!
+//! A lease is over when the wall clock of the server that is asked shows its last second. So:
+//!
+//! - A clock that jumps forwards ends leases early, one that jumps backwards prolongs those that live. Releasing ends a lease
+//!   at once in any case, and waits with a limit last as long as they should.
+//! - Servers of one store should agree about the time to within a fraction of the shortest TTL in use. One that is ahead
+//!   takes the leases of the others for over while their holders still count on them; one that is behind waits longer than
+//!   it would have to.
+//! - Whatever clocks say, a key has one holder in its record, its tokens rise by one with each grant, and a holder that was
+//!   taken over is refused at its next call, by any server. What a wrong clock costs is time and work that was staged, never
+//!   what was committed. A resource that checks the fencing token is safe from whoever has not heard yet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};

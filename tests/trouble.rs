@@ -27,6 +27,8 @@ use process::{Daemon, Done, lockd};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+#[path = "trouble/clocks.rs"]
+mod clocks;
 #[allow(dead_code, reason = "made for the suites, which need more of it")]
 #[path = "suite/http.rs"]
 mod http;
