@@ -5,6 +5,10 @@
 //! So records are read kind by kind in the direction of such moves, and then all of them once more: a body would have to
 //! move forth and back in the right moments of one pass to be overlooked. When anything cannot be read or understood,
 //! nothing is dropped at all.
+//!
+//! How old a body is comes from two wall clocks: the one that dated it and the one that is asked now. If one of them is
+//! wrong by days or has just been put right, a body that is being written this moment, and named in the next, looks old. So
+//! a body goes only if it was left over in the pass before as well, which was hours ago by a clock that does not jump.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -23,11 +27,18 @@ const CANDIDATES_MAX: usize = 100_000;
 /// Messages before dead messages, then everything.
 const ORDER: [&str; 3] = ["m/", "d/", ""];
 
-/// Drops bodies that were left alone for longer than `grace` and that no record names. Returns how many there were.
-pub fn sweep_bodies(table: &KeyTable, grace: Duration, pace: &Pace) -> Result<usize, Error> {
+/// Drops bodies that were left alone for longer than `grace`, that were `noted` by the pass before, and that no record
+/// names. Notes those that are old now. Returns how many it has dropped.
+pub fn sweep_bodies(
+    table: &KeyTable,
+    grace: Duration,
+    noted: &mut BTreeSet<BodyId>,
+    pace: &Pace,
+) -> Result<usize, Error> {
     let store = table.store();
-    let candidates = store.leftovers(grace)?;
-    let mut candidates: BTreeSet<BodyId> = candidates.into_iter().take(CANDIDATES_MAX).collect();
+    let old: BTreeSet<BodyId> = store.leftovers(grace)?.into_iter().collect();
+    let mut candidates: BTreeSet<BodyId> = old.intersection(noted).take(CANDIDATES_MAX).cloned().collect();
+    *noted = old;
     for prefix in ORDER {
         let mut after: Option<RecordKey> = None;
         loop {

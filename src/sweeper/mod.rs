@@ -8,6 +8,7 @@
 //! One thread, one pass at a time. It works in batches with pauses, under load too, so a pass over a large store takes a
 //! while and costs the others little. Idle, it wakes once per interval, which is never shorter than [`INTERVAL_MIN`].
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -34,7 +35,7 @@ pub const INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// How often bodies that no record names are looked for. They are rare: a crash leaves a few at most.
 const BODIES_INTERVAL: Duration = Duration::from_secs(6 * 60 * 60);
 /// A body must have been left alone for so long. Far longer than any write may take between a body and its record, also
-/// in a process that was stopped in between.
+/// in a process that was stopped in between. A wrong clock may say so too early; see `bodies`.
 pub const BODY_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 /// The pause between two batches.
 const BATCH_PAUSE: Duration = Duration::from_millis(20);
@@ -157,6 +158,7 @@ impl Rounds {
         let now = self.clock.now();
         let mut leases = Due::new(now, plan.interval);
         let mut bodies = Due::new(now, BODIES_INTERVAL);
+        let mut old_bodies = BTreeSet::new();
         let mut retention = (plan.retention).map(|retention| (retention, Due::new(now, plan.janitor_interval)));
         loop {
             let now = self.clock.now();
@@ -164,7 +166,10 @@ impl Rounds {
                 self.report("leases", sweep_leases(&self.table, &self.pace));
             }
             if bodies.is_now(now) {
-                self.report("bodies", sweep_bodies(&self.table, BODY_GRACE, &self.pace));
+                self.report(
+                    "bodies",
+                    sweep_bodies(&self.table, BODY_GRACE, &mut old_bodies, &self.pace),
+                );
             }
             let mut next = leases.at.min(bodies.at);
             if let Some((retention, due)) = &mut retention {
