@@ -30,12 +30,12 @@
 //!
 //! | floor | what | knows nothing of |
 //! |---|---|---|
-//! | 0 | the wire types of `lockd-client`, [`clock`], [`ids`], [`keys`], [`record`], [`json`], [`logging`], [`net`] | everything above |
+//! | 0 | the wire types of `lockd-client`, [`clock`], [`ids`], [`keys`], [`record`], [`json`], [`logging`], [`metrics`], [`net`] | everything above |
 //! | 1 | [`lease::rules`], [`queue::rules`], [`txn::rules`]: pure functions (record, request, now) -> new record or refusal | I/O, threads, HTTP |
 //! | 2 | [`store`]: bytes, etags, preconditions, change feed; engines and wrappers | leases, HTTP |
 //! | 3 | [`lease`], [`state`], [`queue`], [`namespace`], [`dispatch`], [`sweeper`]: rules over a store, whoever waits, who clears away | HTTP |
 //! | 4 | [`http`]: the only floor with status codes and headers | |
-//! | 5 | [`server`] (wiring, drain, join), [`settings`], [`cli`], [`testing`] | |
+//! | 5 | [`server`] (wiring, drain, join), [`exporter`], [`settings`], [`cli`], [`testing`] | |
 //!
 //! # Invariants
 //!
@@ -66,12 +66,14 @@ pub mod clock;
 pub mod dispatch;
 pub mod drain_plan;
 pub mod error;
+pub mod exporter;
 pub mod http;
 pub mod ids;
 pub mod json;
 pub mod keys;
 pub mod lease;
 pub mod logging;
+pub mod metrics;
 pub mod namespace;
 pub mod net;
 pub mod news;

@@ -12,6 +12,7 @@ mod stores;
 
 use std::fmt;
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -28,8 +29,11 @@ use crate::dispatch::{
 };
 use crate::drain_plan::{CloseOptions, DRAIN_CHECK_EVERY, DrainPlan};
 use crate::error::Error;
+use crate::exporter;
 use crate::http::edge::Edge;
 use crate::http::intake::{Bound, Intake, ListenOn};
+use crate::http::scrape::Scrapes;
+use crate::http::tally::Tally;
 use crate::http::{HttpLimits, ParkedAcquire, ParkedConsumer, QueueParts, Service, Streams, WorkQueue};
 use crate::ids::IdMaker;
 use crate::keys::{self, Namespace};
@@ -156,6 +160,7 @@ impl Parts {
 /// A running server.
 pub struct Server {
     address: ListenerAddr,
+    metrics_address: Option<SocketAddr>,
     service: Arc<Service>,
     store: Arc<dyn Store>,
     logger: Logger,
@@ -169,6 +174,7 @@ struct Running {
     intake: Intake,
     dispatcher: JoinHandle<()>,
     sweeper: Sweeper,
+    scrapes: Option<Scrapes>,
 }
 
 impl Server {
@@ -191,6 +197,8 @@ impl Server {
             .map_err(|cause| ServeError::Settings(format!("default-namespace: {cause}")))?;
         let listener = bind(&settings.listen)?;
         let address = listener.address()?;
+        let metrics_listener = settings.metrics_listen.as_ref().map(bind_metrics).transpose()?;
+        let tally = metrics_listener.is_some().then(|| Tally::new(Arc::clone(&clock)));
 
         let feed = store.capabilities().feed;
         let recheck = if feed { RECHECK_WITH_FEED } else { RECHECK_WITHOUT_FEED };
@@ -242,7 +250,7 @@ impl Server {
         };
         let service = Arc::new(Service {
             messages,
-            edge: Edge::new(address.clone(), settings.workers, clock, Arc::clone(&logger)),
+            edge: Edge::new(address.clone(), settings.workers, clock, Arc::clone(&logger), tally),
             leases: Leases::new(Arc::clone(&table), Arc::clone(&ids), ttl),
             states: States::new(table, Arc::clone(&ids), state_limits),
             namespaces: Namespaces::new(Arc::clone(&store)),
@@ -269,14 +277,22 @@ impl Server {
             move |request| taker.take(request),
             move || tender.cut_stuck_connections(),
         )?;
+        let scrapes = metrics_listener
+            .map(|listener| exporter::start(listener, &service, Arc::clone(&logger)))
+            .transpose()?;
+        let metrics_address = scrapes.as_ref().map(Scrapes::address).transpose()?;
         let configured = CloseOptions::new()
             .notify(true)
             .drain_leases(settings.drain_grace)
             .shutdown_timeout(settings.shutdown_timeout);
         let network = settings.listen.network();
         log::info!(logger: logger, target: SYS_INIT, network, address:% = shown(&address), mtls = false; "listening");
+        if let Some(address) = metrics_address {
+            log::info!(logger: logger, target: SYS_INIT, address:%; "metrics listening");
+        }
         Ok(Self {
             address,
+            metrics_address,
             service,
             store,
             logger,
@@ -285,6 +301,7 @@ impl Server {
                 intake,
                 dispatcher,
                 sweeper,
+                scrapes,
             })),
             stopped: (Mutex::new(false), Condvar::new()),
         })
@@ -301,6 +318,11 @@ impl Server {
             ListenerAddr::Tcp(address) => format!("http://{address}"),
             ListenerAddr::Unix(path) => format!("unix://{}", path.display()),
         }
+    }
+
+    /// Where its metrics are, with the port that the system chose; `None` when nobody asked for them.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// The store that it serves.
@@ -365,8 +387,12 @@ impl Server {
             intake,
             dispatcher,
             mut sweeper,
+            scrapes,
         } = running;
         intake.stop();
+        if let Some(scrapes) = scrapes {
+            scrapes.stop();
+        }
         let service = &self.service;
         (0..service.edge.crew.dismiss()).for_each(|_| service.queue.push_stop());
         service.edge.crew.join();
@@ -473,6 +499,16 @@ fn start_workers(service: &Arc<Service>, count: usize) -> io::Result<()> {
         threads::spawn("worker-more", move || service.help_out())
     });
     Ok(())
+}
+
+fn bind_metrics(listen: &Listen) -> Result<TcpListener, ServeError> {
+    let bound = listen
+        .socket_addresses()
+        .and_then(|addresses| TcpListener::bind(&*addresses));
+    bound.map_err(|cause| ServeError::Listen {
+        address: listen.to_string(),
+        cause,
+    })
 }
 
 fn bind(listen: &Listen) -> Result<Bound, ServeError> {

@@ -19,6 +19,7 @@ const FLOORS: [&[&str]; 6] = [
         "json",
         "keys",
         "logging",
+        "metrics",
         "net",
         "record",
         "threads",
@@ -37,7 +38,7 @@ const FLOORS: [&[&str]; 6] = [
         "txn",
     ],
     &["http"],
-    &["cli", "main", "server", "settings", "testing"],
+    &["cli", "exporter", "main", "server", "settings", "testing"],
 ];
 
 /// The floor of the rules: pure functions from a record, a request and the time to a new record or a refusal.
@@ -151,6 +152,17 @@ fn only_the_http_floor_knows_the_http_library() {
         .into_iter()
         .filter(|file| file.module.first().is_some_and(|module| module != "http"))
         .filter(|file| !paths_after(&file.text, "tiny_http::").is_empty())
+        .map(|file| file.path)
+        .collect();
+    assert_eq!(strangers, [] as [PathBuf; 0]);
+}
+
+#[test]
+fn only_the_exporter_knows_how_metrics_are_written_down() {
+    let strangers: Vec<PathBuf> = sources("src")
+        .into_iter()
+        .filter(|file| file.module.first().is_some_and(|module| module != "exporter"))
+        .filter(|file| !paths_after(&file.text, "prometheus_client::").is_empty())
         .map(|file| file.path)
         .collect();
     assert_eq!(strangers, [] as [PathBuf; 0]);

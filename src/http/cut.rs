@@ -31,7 +31,8 @@ const LINGER_BYTES_MAX: usize = 64 << 20;
 
 impl Exchange {
     /// Answers and ends the connection. An error means that the client certainly has not received all of it.
-    pub(super) fn answer_and_cut(self, edge: &Edge, reply: Reply) -> io::Result<()> {
+    pub(super) fn answer_and_cut(mut self, edge: &Edge, reply: Reply) -> io::Result<()> {
+        self.under_way.answered(reply.status);
         let outcome = match edge.connection(self.peer()) {
             Ok(Some(socket)) => self.answer_on(&socket, edge, reply),
             Ok(None) => Err(ErrorKind::NotConnected.into()),

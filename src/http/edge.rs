@@ -9,8 +9,11 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex};
 use socket2::Socket;
+use tiny_http::Method;
 
 use super::crew::Crew;
+use super::route::{self, Route};
+use super::tally::{Call, Tally};
 use crate::clock::{Moment, SharedClock};
 use crate::logging::Logger;
 use crate::net::peer::{Mark, Peer, PeerProbe, PeerState};
@@ -24,6 +27,8 @@ pub struct Edge {
     pub log: Logger,
     /// The workers.
     pub crew: Crew,
+    /// Where requests are counted, if anybody wants to know.
+    pub tally: Option<Tally>,
     address: ListenerAddr,
     peers: PeerProbe,
     draining: AtomicBool,
@@ -37,15 +42,26 @@ pub struct Edge {
 }
 
 /// Counts a request as under way until it is dropped.
-pub struct UnderWay(Arc<Edge>);
+pub struct UnderWay {
+    edge: Arc<Edge>,
+    /// Only where requests are counted.
+    call: Option<Call>,
+}
 
 impl Edge {
     /// An edge for the listener with this address and so many workers.
-    pub fn new(address: ListenerAddr, workers: usize, clock: SharedClock, log: Logger) -> Arc<Self> {
+    pub fn new(
+        address: ListenerAddr,
+        workers: usize,
+        clock: SharedClock,
+        log: Logger,
+        tally: Option<Tally>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             clock,
             log,
             crew: Crew::new(workers),
+            tally,
             address,
             peers: PeerProbe::new(),
             draining: AtomicBool::new(false),
@@ -97,7 +113,10 @@ impl Edge {
     /// Counts one more request as under way.
     pub fn enter(self: &Arc<Self>) -> UnderWay {
         *self.under_way.lock() += 1;
-        UnderWay(Arc::clone(self))
+        UnderWay {
+            edge: Arc::clone(self),
+            call: self.tally.as_ref().map(Tally::come_in),
+        }
     }
 
     /// Waits until no request is under way, but no longer than this, and shuts the edge. True: none is.
@@ -213,12 +232,31 @@ impl Edge {
     }
 }
 
+impl UnderWay {
+    /// Notes for the counts what the request wants.
+    pub(super) fn is_for(&mut self, method: &Method, path: &str) {
+        if let Some(call) = &mut self.call {
+            call.is_for(route::route(method, path).map_or(route::UNKNOWN, Route::place));
+        }
+    }
+
+    /// Counts the request: the status of its answer is known.
+    pub(super) fn answered(&mut self, status: u16) {
+        if let (Some(tally), Some(call)) = (&self.edge.tally, &mut self.call) {
+            tally.answered(call, status);
+        }
+    }
+}
+
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let mut under_way = self.0.under_way.lock();
+        if let (Some(tally), Some(call)) = (&self.edge.tally, &self.call) {
+            tally.ended(call);
+        }
+        let mut under_way = self.edge.under_way.lock();
         *under_way -= 1;
         if *under_way == 0 {
-            self.0.none_under_way.notify_all();
+            self.edge.none_under_way.notify_all();
         }
     }
 }

@@ -103,8 +103,9 @@ impl Exchange {
         let Incoming {
             request,
             has_waited,
-            under_way,
+            mut under_way,
         } = incoming;
+        under_way.is_for(request.method(), path_of(&request));
         let correlation_id = header_of(&request, headers::CORRELATION_ID)
             .and_then(valid_correlation_id)
             .map_or_else(make_id, str::to_owned);
@@ -128,10 +129,7 @@ impl Exchange {
 
     /// Path, as it came.
     pub fn path(&self) -> &str {
-        self.request
-            .url()
-            .split_once('?')
-            .map_or(self.request.url(), |(path, _)| path)
+        path_of(&self.request)
     }
 
     /// Query, as it came, without the question mark.
@@ -319,6 +317,11 @@ fn contains_ignoring_case(text: &str, word: &str) -> bool {
 
 fn unreadable(kind: io::ErrorKind, why: &str) -> Failure {
     Error::BodyUnreadable(io::Error::new(kind, why)).into()
+}
+
+fn path_of(request: &Request) -> &str {
+    let url = request.url();
+    url.split_once('?').map_or(url, |(path, _)| path)
 }
 
 fn header_of<'a>(request: &'a Request, name: &str) -> Option<&'a str> {

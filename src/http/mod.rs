@@ -25,9 +25,11 @@ mod reply;
 pub mod request;
 mod responder;
 mod route;
+pub mod scrape;
 mod state;
 mod stats;
 mod subscribe;
+pub mod tally;
 mod turns;
 mod usher;
 mod watch;
@@ -50,6 +52,7 @@ use crate::ids::IdMaker;
 use crate::keys::{Namespace, QueueId};
 use crate::lease::rules::Now;
 use crate::lease::{Leases, TtlLimits, Wanted};
+use crate::metrics::Report;
 use crate::namespace::Namespaces;
 use crate::queue::Queues;
 use crate::record::KeyRecord;
@@ -460,10 +463,10 @@ impl Service {
             Ok(Route::QueueStats) => ("stats", stats::stats(self, exchange)),
             Ok(Route::QueueWatch) => ("watch", watch::watch(self, exchange)),
             Ok(Route::Health) => ("health", Ok(Next::Reply(Reply::empty(200)))),
-            Ok(Route::Ready) => {
-                let ready = !self.edge.is_draining() && self.store.healthy();
-                ("ready", Ok(Next::Reply(Reply::empty(if ready { 200 } else { 503 }))))
-            }
+            Ok(Route::Ready) => (
+                "ready",
+                Ok(Next::Reply(Reply::empty(if self.is_ready() { 200 } else { 503 }))),
+            ),
             Err(NoRoute::UnknownPath) => (
                 "unknown",
                 Ok(Next::Reply(Reply::error(
@@ -476,6 +479,18 @@ impl Service {
                 let reply = Reply::error(405, codes::METHOD_NOT_ALLOWED, format!("this endpoint takes {allow}"));
                 ("unknown", Ok(Next::Reply(reply.with("Allow", allow))))
             }
+        }
+    }
+
+    /// True while new work is welcome: the server does not drain, and its store serves.
+    pub fn is_ready(&self) -> bool {
+        !self.edge.is_draining() && self.store.healthy()
+    }
+
+    /// Notes what this floor counts.
+    pub fn report(&self, report: &mut Report) {
+        if let Some(tally) = &self.edge.tally {
+            tally.report(report);
         }
     }
 

@@ -31,7 +31,7 @@ pub(super) struct Way {
 pub struct Responder {
     // Dropped in this order: the answer is complete before the next request gets its turn.
     writer: Option<Box<dyn Write + Send>>,
-    _under_way: UnderWay,
+    under_way: UnderWay,
     turn: Turn,
     way: Way,
 }
@@ -40,7 +40,7 @@ impl Responder {
     pub(super) fn new(writer: Box<dyn Write + Send>, way: Way, under_way: UnderWay, turn: Turn) -> Self {
         Self {
             writer: Some(writer),
-            _under_way: under_way,
+            under_way,
             turn,
             way,
         }
@@ -79,6 +79,7 @@ impl Responder {
         let Some(mut writer) = self.writer.take() else {
             return Ok(());
         };
+        self.under_way.answered(reply.status);
         // A client that does not read makes us wait here.
         let _held_up = edge.crew.held_up();
         let mut head = head(edge, &self.way, &reply);
@@ -114,6 +115,7 @@ impl Responder {
     /// Begins an answer without a length. Nothing is sent before its first flush.
     pub(super) fn begin(mut self, edge: &Arc<Edge>, reply: Reply) -> io::Result<Chunked> {
         let writer = self.writer.take().ok_or(io::ErrorKind::NotConnected)?;
+        self.under_way.answered(reply.status);
         let is_chunked = !self.way.is_1_0;
         // Without chunks, the end of the connection is the end of the answer.
         self.way.is_last |= !is_chunked;
@@ -140,6 +142,7 @@ impl Drop for Responder {
     fn drop(&mut self) {
         // Only a panic gets here with the writer in hand. A client that is not answered would wait for ever.
         if let Some(mut writer) = self.writer.take() {
+            self.under_way.answered(500);
             let _ = writer.write_all(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n");
             let _ = writer.flush();
         }

@@ -56,6 +56,60 @@ pub enum NoRoute {
     WrongMethod(&'static str),
 }
 
+/// What endpoints are called where requests are counted. The last one stands for paths and methods that do not exist.
+pub(super) const ROUTES: [&str; 22] = [
+    "acquire",
+    "keepalive",
+    "release",
+    "get",
+    "update",
+    "metadata",
+    "remove",
+    "describe",
+    "namespace",
+    "enqueue",
+    "dequeue",
+    "dequeue_with_state",
+    "subscribe",
+    "subscribe_with_state",
+    "ack",
+    "nack",
+    "extend",
+    "stats",
+    "watch",
+    "healthz",
+    "readyz",
+    "unknown",
+];
+/// The place of the last one.
+pub(super) const UNKNOWN: usize = ROUTES.len() - 1;
+
+impl Route {
+    /// Its place in [`ROUTES`].
+    pub(super) fn place(self) -> usize {
+        match self {
+            Route::Acquire => 0,
+            Route::Keepalive => 1,
+            Route::Release => 2,
+            Route::Get => 3,
+            Route::Update => 4,
+            Route::Metadata => 5,
+            Route::Remove => 6,
+            Route::Describe => 7,
+            Route::NamespaceGet | Route::NamespaceSet => 8,
+            Route::Enqueue => 9,
+            Route::Dequeue(call) => 10 + 2 * usize::from(call.subscribes) + usize::from(call.with_state),
+            Route::Ack => 14,
+            Route::Nack => 15,
+            Route::Extend => 16,
+            Route::QueueStats => 17,
+            Route::QueueWatch => 18,
+            Route::Health => 19,
+            Route::Ready => 20,
+        }
+    }
+}
+
 /// Finds the endpoint of a request. A trailing slash makes another path.
 pub(super) fn route(method: &Method, path: &str) -> Result<Route, NoRoute> {
     let post = |route| {
@@ -103,6 +157,22 @@ pub(super) fn route(method: &Method, path: &str) -> Result<Route, NoRoute> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_endpoint_is_counted_under_the_end_of_its_path() {
+        for (place, name) in ROUTES.iter().enumerate().take(UNKNOWN) {
+            let words = name.split('_').enumerate();
+            let word = |(number, word): (usize, &str)| match number {
+                0 => word.to_owned(),
+                _ => word[..1].to_uppercase() + &word[1..],
+            };
+            let path: String = words.map(word).collect();
+            let found = ["/", "/v1/", "/v1/queue/"]
+                .iter()
+                .find_map(|folder| route(&Method::Post, &format!("{folder}{path}")).ok());
+            assert_eq!(found.unwrap().place(), place, "{name}");
+        }
+    }
 
     #[test]
     fn paths_are_matched_whole_and_methods_are_told() {

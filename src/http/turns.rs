@@ -324,7 +324,7 @@ mod tests {
             taker.lock().push((incoming.request.url().to_owned(), turn));
         });
         let listener = ListenerAddr::Tcp("127.0.0.1:9341".parse().unwrap());
-        let edge = Edge::new(listener, 1, ManualClock::at_wall_ms(0), logging::off());
+        let edge = Edge::new(listener, 1, ManualClock::at_wall_ms(0), logging::off(), None);
         (turns, served, edge)
     }
 

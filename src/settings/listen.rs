@@ -7,6 +7,9 @@ use std::path::PathBuf;
 
 use lockd_client::wire::DEFAULT_PORT;
 
+/// The port for metrics when none is given.
+pub const DEFAULT_METRICS_PORT: u16 = 9464;
+
 /// Which addresses of a host count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -63,7 +66,7 @@ impl Listen {
             "unix" => return parse_unix(address),
             _ => return Err(format!("listen protocol {proto:?}: expected tcp, tcp4, tcp6 or unix")),
         };
-        let (host, port) = split_port(address.trim())?;
+        let (host, port) = split_port(address.trim(), DEFAULT_PORT)?;
         let fits = match host.parse::<IpAddr>() {
             Ok(IpAddr::V4(_)) => family != Family::V6,
             Ok(IpAddr::V6(_)) => family != Family::V4,
@@ -72,6 +75,13 @@ impl Listen {
         if !fits {
             return Err(format!("{address:?} is not an address for {proto}"));
         }
+        Ok(Listen::Tcp { host, port, family })
+    }
+
+    /// Reads the TCP address for metrics, likewise, but that the port is [`DEFAULT_METRICS_PORT`] when none is given.
+    pub fn parse_metrics(address: &str) -> Result<Self, String> {
+        let (host, port) = split_port(address.trim(), DEFAULT_METRICS_PORT)?;
+        let family = Family::Any;
         Ok(Listen::Tcp { host, port, family })
     }
 
@@ -146,11 +156,11 @@ fn parse_unix(address: &str) -> Result<Listen, String> {
     Ok(Listen::Unix(PathBuf::from(path)))
 }
 
-fn split_port(address: &str) -> Result<(String, u16), String> {
+fn split_port(address: &str, default_port: u16) -> Result<(String, u16), String> {
     let bad = || format!("{address:?} is not of the form HOST:PORT");
     // A bare IPv6 address has colons that separate no port.
     if address.parse::<Ipv6Addr>().is_ok() {
-        return Ok((address.to_owned(), DEFAULT_PORT));
+        return Ok((address.to_owned(), default_port));
     }
     let (host, port) = match address.strip_prefix('[') {
         Some(rest) => {
@@ -174,7 +184,7 @@ fn split_port(address: &str) -> Result<(String, u16), String> {
     }
     let port = match port {
         Some(port) => port.parse().map_err(|_| bad())?,
-        None => DEFAULT_PORT,
+        None => default_port,
     };
     Ok((host.to_owned(), port))
 }
@@ -196,6 +206,14 @@ mod tests {
         assert_eq!(tcp("[::1]"), "[::1]:9341");
         assert_eq!(tcp("[::1]:80"), "[::1]:80");
         assert_eq!(tcp("127.0.0.1:0"), "127.0.0.1:0");
+    }
+
+    #[test]
+    fn the_address_for_metrics_has_a_default_port_of_its_own() {
+        let metrics = |address| Listen::parse_metrics(address).map(|listen| listen.to_string());
+        assert_eq!(metrics("127.0.0.1").unwrap(), "127.0.0.1:9464");
+        assert_eq!(metrics("[::1]:80").unwrap(), "[::1]:80");
+        assert!(metrics("http://a").unwrap_err().contains("HOST:PORT"));
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Settings {
     pub listen: Listen,
     /// Plain text is wanted on an address that other machines can reach.
     pub allow_plaintext: bool,
+    /// Where metrics are told, on a listener of their own; `None`: nowhere.
+    pub metrics_listen: Option<Listen>,
     /// Where everything is kept.
     pub store: StoreLocation,
     /// How often a request to an object store is tried.
@@ -87,6 +89,7 @@ impl Default for Settings {
         Self {
             listen: Listen::default(),
             allow_plaintext: false,
+            metrics_listen: None,
             store: StoreLocation::Memory,
             storage_retry: RetryPolicy::default(),
             default_namespace: DEFAULT_NAMESPACE.to_owned(),
@@ -215,6 +218,16 @@ impl Settings {
                 self.listen
             ));
         }
+        match &self.metrics_listen {
+            Some(Listen::Unix(_)) => return conflict("metrics-listen takes a TCP address".to_owned()),
+            Some(listen) if !listen.is_local() && !self.allow_plaintext => {
+                return conflict(format!(
+                    "metrics-listen: {listen} can be reached by other machines, which could read the names of queues \
+                     and how busy they are. Listen on 127.0.0.1, or pass --allow-plaintext"
+                ));
+            }
+            Some(_) | None => {}
+        }
         Ok(())
     }
 }
@@ -284,6 +297,12 @@ fn read_settings(layers: &Layers<'_>, variables: &dyn Fn(&str) -> Option<String>
             None => &default_address,
         };
         settings.listen = Listen::parse(proto_text, text).map_err(|reason| given.refused(reason))?;
+    }
+    if let Some(given) = layers
+        .option("metrics-listen")
+        .filter(|given| asks_for_something(&given.text))
+    {
+        settings.metrics_listen = Some(given.read(Listen::parse_metrics)?);
     }
     let duration = |name: &str, target: &mut Duration, zero_is_a_value: bool| {
         let Some(given) = layers.option(name) else {

@@ -176,6 +176,11 @@ pub const SERVER_OPTIONS: &[KnownOption] = &[
         "Allow plain text on an address that other machines can reach",
     ),
     value(
+        "metrics-listen",
+        "ADDR",
+        "Address to tell metrics on, for Prometheus, in plain text: 127.0.0.1:9464; without it they are not counted",
+    ),
+    value(
         "store",
         "URL",
         "Where everything is kept: disk:///absolute/path, mem://, s3://host/bucket, aws://bucket or azure://account/container [default: data in $LOCKD_CONFIG_DIR, or in ~/.lockd]",
@@ -430,7 +435,6 @@ pub const REFUSED_OPTIONS: &[ForeignOption] = &[
     foreign("idle-sweep-op-delay"),
     foreign("idle-sweep-max-ops"),
     foreign("idle-sweep-max-runtime"),
-    foreign("metrics-listen"),
     foreign("pprof-listen"),
     foreign_switch("enable-profiling-metrics"),
     foreign("otlp-endpoint"),

@@ -176,6 +176,23 @@ fn other_machines_are_let_in_only_on_request() {
 }
 
 #[test]
+fn metrics_are_told_to_other_machines_only_on_request() {
+    let listen = |flags: Pairs<'_>, variables: Pairs<'_>| {
+        let found = settings(flags, variables).metrics_listen;
+        found.map(|listen| listen.to_string())
+    };
+    assert_eq!(listen(&[], &[]), None);
+    assert_eq!(
+        listen(&[], &[("LOCKD_METRICS_LISTEN", "localhost")]),
+        Some("localhost:9464".to_owned())
+    );
+    assert!(refusal(&[("metrics-listen", ":9464")], &[]).contains("--allow-plaintext"));
+    assert!(refusal(&[("metrics-listen", "a:b")], &[]).contains("HOST:PORT"));
+    let open = [("metrics-listen", ":9464"), ("allow-plaintext", "true")];
+    assert_eq!(listen(&open, &[]), Some(":9464".to_owned()));
+}
+
+#[test]
 fn zero_means_the_default_except_for_the_drain_window() {
     let zeros = [
         ("default-ttl", "0"),
@@ -248,8 +265,8 @@ fn a_store_on_a_disk_is_named_by_an_absolute_path() {
 #[test]
 fn what_this_version_lacks_is_refused_from_every_source() {
     assert_eq!(
-        refusal(&[("metrics-listen", ":9464")], &[]),
-        "--metrics-listen: not supported by this version"
+        refusal(&[("pprof-listen", ":9465")], &[]),
+        "--pprof-listen: not supported by this version"
     );
     assert!(
         refusal(&[], &[("LOCKD_LOGSTORE_SEGMENT_SIZE", "1MB")])

@@ -43,7 +43,9 @@ fn a_daemon_refuses_what_it_cannot_do() {
         }
         refusal_of(command)
     };
-    assert!(refusal(&["--metrics-listen", ":9464"]).contains("not supported by this version"));
+    assert!(refusal(&["--pprof-listen", ":9465"]).contains("not supported by this version"));
+    assert!(refusal(&["--metrics-listen", ":0"]).contains("--allow-plaintext"));
+    assert!(refusal(&["--metrics-listen", "192.0.2.1:0", "--allow-plaintext"]).contains("192.0.2.1"));
     assert!(refusal(&["--store", "s3://host"]).contains("bucket"));
     assert!(refusal(&["--store", "disk://relative"]).contains("absolute path"));
     assert!(refusal(&["--bundle", "server.pem"]).contains("no TLS"));
