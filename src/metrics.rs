@@ -6,6 +6,7 @@
 //! global, so two servers in one process never share a count.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Something that only becomes more.
 #[derive(Debug, Default)]
@@ -79,6 +80,8 @@ pub struct Spread {
 pub enum Value {
     /// It only becomes more.
     Count(u64),
+    /// The same, of something that is not counted in whole numbers.
+    Amount(f64),
     /// It goes up and down.
     Level(f64),
     /// Many values.
@@ -116,6 +119,11 @@ impl Report {
         self.put(name, help, labels, Value::Count(value));
     }
 
+    /// Notes something that only becomes more and is not counted in whole numbers.
+    pub fn amount(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
+        self.put(name, help, labels, Value::Amount(value));
+    }
+
     /// Notes something that goes up and down.
     pub fn level(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
         self.put(name, help, labels, Value::Level(value));
@@ -147,6 +155,16 @@ impl Report {
             }),
         }
     }
+}
+
+/// A count of things in memory as reports have it.
+pub fn level_of(count: usize) -> f64 {
+    to_f64(count as u64)
+}
+
+/// A span of time for a histogram of microseconds.
+pub fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A number as reports have it; beyond 2^53 it is rounded.

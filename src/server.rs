@@ -40,12 +40,14 @@ use crate::keys::{self, Namespace};
 use crate::lease::table::KeyTable;
 use crate::lease::{Leases, TtlLimits};
 use crate::logging::Logger;
+use crate::metrics::Counter;
 use crate::namespace::Namespaces;
 use crate::net::sever::ListenerAddr;
 use crate::news::Listener;
 use crate::queue::Queues;
 use crate::settings::{Listen, QueueSettings, Settings};
 use crate::state::{StateLimits, States};
+use crate::store::counted::CountedStore;
 use crate::store::object;
 use crate::store::shared_log::OpenError;
 use crate::store::{Store, StoreError};
@@ -192,6 +194,11 @@ impl Server {
             Some(store) => store,
             None => stores::open(&settings, &logger)?,
         };
+        let bare_store = Arc::clone(&store);
+        let store = match &settings.metrics_listen {
+            Some(_) => Arc::new(CountedStore::new(store)),
+            None => store,
+        };
         let queue_feed = queue_feed && store.capabilities().feed;
         let default_namespace = Namespace::parse(&settings.default_namespace)
             .map_err(|cause| ServeError::Settings(format!("default-namespace: {cause}")))?;
@@ -247,6 +254,7 @@ impl Server {
             visibility: ttl,
             feed: queue_feed,
             streams: Streams::default(),
+            scans: Counter::new(),
         };
         let service = Arc::new(Service {
             messages,
@@ -294,7 +302,7 @@ impl Server {
             address,
             metrics_address,
             service,
-            store,
+            store: bare_store,
             logger,
             close_defaults: close_defaults.over(configured),
             running: Mutex::new(Some(Running {
@@ -555,6 +563,7 @@ fn hand_out(service: &Arc<Service>) -> HandOut<ParkedAcquire, ParkedConsumer> {
             let detail = "the server has ended".to_owned();
             return Err(StoreError::Unavailable { detail }.into());
         };
+        service.messages.scans.add(1);
         look_at(&service.messages.queues, task, |fault| {
             let error = fault.to_string();
             log::error!(logger: service.edge.log, target: "queue.dispatcher.core",

@@ -430,6 +430,10 @@ impl<C: Parked> Desk<C> {
         first.into_iter().chain(self.next_peer_check).min()
     }
 
+    pub(super) fn queues(&self) -> impl Iterator<Item = (&QueueId, &Queue<C>)> {
+        self.queues.iter()
+    }
+
     /// How many consumers are with the desk.
     pub(super) fn len(&self) -> usize {
         self.whereabouts.len()

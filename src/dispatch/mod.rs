@@ -23,6 +23,7 @@
 //! | `poll` | when a queue is polled |
 //! | `trial` | messages that were suggested, until it is known what came of them |
 //! | `scanner` | the thread that looks at the store |
+//! | `survey` | how queues are doing, for people |
 //!
 //! Invariants: the state in `waiters` and `desk` is touched by the dispatcher thread alone. Sending a job never blocks. A
 //! panic here stops the daemon rather than leaving it half alive.
@@ -34,6 +35,7 @@ mod one_queue;
 mod poll;
 mod ready;
 mod scanner;
+mod survey;
 mod trial;
 mod waiters;
 
@@ -44,7 +46,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use std::{io, process};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use parking_lot::RwLock;
 
 pub use consumers::{Consumer, ConsumerId, Patience, Purpose, Seat, Seats, Wish};
@@ -53,6 +55,7 @@ pub use desk::{DeskLimits, QueueCounts, QueueJob};
 pub use poll::PollLimits;
 pub use ready::{Found, Frontier, ReadyLimits};
 pub use scanner::{ScanTask, ScanWhat, Scanned, Seen, look_at};
+pub use survey::{QueueLevels, Survey};
 pub use trial::{Trial, TrialSink, Tried};
 pub use waiters::WaitLimits;
 
@@ -143,6 +146,8 @@ enum Event<P, C> {
         watcher: Sender<()>,
     },
     Unwatch(QueueId, u64),
+    /// Somebody wants to know how queues are doing, about this many of them.
+    Survey(usize, Sender<Survey>),
     ConsumersGone(Vec<ConsumerId>),
 }
 
@@ -255,6 +260,20 @@ impl<P: Parked, C: Parked> Dispatcher<P, C> {
     /// How many requests are parked, for keys and for messages, without those that are being tried at this moment.
     pub fn waiting(&self) -> usize {
         self.hint.parked.load(Ordering::SeqCst) + self.hint.consumers.load(Ordering::SeqCst)
+    }
+
+    /// How many acquires are parked, and how many consumers of queues.
+    pub fn parked(&self) -> (usize, usize) {
+        let load = |count: &AtomicUsize| count.load(Ordering::SeqCst);
+        (load(&self.hint.parked), load(&self.hint.consumers))
+    }
+
+    /// How queues are doing: the fullest ones one by one, at most so many, and the others together. `None` when the
+    /// dispatcher does not answer in time.
+    pub fn survey(&self, queues_max: usize, patience: Duration) -> Option<Survey> {
+        let (asker, answer) = bounded(1);
+        self.send(Event::Survey(queues_max, asker));
+        answer.recv_timeout(patience).ok()
     }
 
     /// Parks a request until its key may be free, its deadline passes or the server drains.
@@ -462,6 +481,8 @@ impl<P: Parked, C: Parked> Engine<P, C> {
             Event::StreamClosed(queue, stream) => self.desk.stream_closed(&queue, stream),
             Event::Watch { queue, number, watcher } => self.desk.watch(&queue, number, watcher, time, out),
             Event::Unwatch(queue, number) => self.desk.unwatch(&queue, number),
+            // Whoever asked may have lost patience.
+            Event::Survey(queues_max, asker) => drop(asker.send(self.desk.survey(queues_max))),
             Event::ConsumersGone(ids) => self.desk.gone(&ids, out),
             Event::Stop => {}
         }

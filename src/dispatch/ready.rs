@@ -137,9 +137,14 @@ impl ReadySet {
         self.hidden.len()
     }
 
+    /// How many messages are being tried.
+    pub fn trying_len(&self) -> usize {
+        self.places.len() - self.ready.len() - self.hidden.len()
+    }
+
     /// True while messages are being tried.
     pub fn is_trying(&self) -> bool {
-        self.places.len() != self.ready.len() + self.hidden.len()
+        self.trying_len() != 0
     }
 
     /// The message that would be delivered next.

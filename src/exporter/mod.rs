@@ -4,6 +4,8 @@
 //! that asks for it, else in the older text format. The listener also answers `/healthz` and `/readyz`, so that a
 //! supervisor needs no way to the clients' port.
 
+mod process;
+
 use std::fmt;
 use std::io;
 use std::net::TcpListener;
@@ -72,6 +74,7 @@ fn gather(service: &Service) -> Report {
         1.0,
     );
     service.report(&mut report);
+    process::report(&mut report);
     report
 }
 
@@ -102,7 +105,7 @@ impl Collector for Sheet {
 
 fn encode_family(encoder: &mut DescriptorEncoder<'_>, family: &Family) -> Result<(), fmt::Error> {
     let kind = match family.samples.first() {
-        Some((_, Value::Count(_))) => MetricType::Counter,
+        Some((_, Value::Count(_) | Value::Amount(_))) => MetricType::Counter,
         Some((_, Value::Level(_))) => MetricType::Gauge,
         Some((_, Value::Spread(_))) => MetricType::Histogram,
         None => return Ok(()),
@@ -113,6 +116,7 @@ fn encode_family(encoder: &mut DescriptorEncoder<'_>, family: &Family) -> Result
         let mut one = metric.encode_family(labels)?;
         match value {
             Value::Count(count) => one.encode_counter(count, None::<&Exemplar<Vec<(&str, String)>, u64>>)?,
+            Value::Amount(amount) => one.encode_counter(amount, None::<&Exemplar<Vec<(&str, String)>, u64>>)?,
             Value::Level(level) => one.encode_gauge(level)?,
             Value::Spread(spread) => {
                 let count = spread.buckets.iter().map(|(_, count)| count).sum();

@@ -119,6 +119,11 @@ impl Edge {
         }
     }
 
+    /// How many requests are under way.
+    pub(super) fn under_way(&self) -> usize {
+        *self.under_way.lock()
+    }
+
     /// Waits until no request is under way, but no longer than this, and shuts the edge. True: none is.
     ///
     /// There is no moment between the last answer and the shutting: a request that comes in then would be carried out and

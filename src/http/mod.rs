@@ -22,6 +22,7 @@ pub mod multipart;
 mod namespace;
 mod queue;
 mod reply;
+mod report;
 pub mod request;
 mod responder;
 mod route;
@@ -52,7 +53,7 @@ use crate::ids::IdMaker;
 use crate::keys::{Namespace, QueueId};
 use crate::lease::rules::Now;
 use crate::lease::{Leases, TtlLimits, Wanted};
-use crate::metrics::Report;
+use crate::metrics::Counter;
 use crate::namespace::Namespaces;
 use crate::queue::Queues;
 use crate::record::KeyRecord;
@@ -127,6 +128,8 @@ pub struct QueueParts {
     pub feed: bool,
     /// The threads of subscriptions and watches.
     pub streams: Streams,
+    /// Looks at the store for the dispatcher.
+    pub scans: Counter,
 }
 
 /// Clients that have sent their last byte and have no request under treatment.
@@ -209,6 +212,11 @@ impl WorkQueue {
     pub fn turns(&self) -> Arc<Turns> {
         let queue = self.clone();
         Turns::new(move |incoming, turn| queue.push_request(incoming, turn))
+    }
+
+    /// How many requests wait for a worker.
+    fn len(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
     }
 
     fn push_request(&self, incoming: Incoming, turn: Turn) {
@@ -311,7 +319,7 @@ impl Service {
     }
 
     fn admit(&self, incoming: Incoming, turn: Turn) {
-        let is_full = self.limits.queued_max <= self.queue.queued.load(Ordering::Relaxed);
+        let is_full = self.limits.queued_max <= self.queue.len();
         // Who still has to send a body can be refused by a worker alone.
         if !is_full || Body::of(&incoming.request) != Body::Here {
             return self.queue.push_request(incoming, turn);
@@ -485,13 +493,6 @@ impl Service {
     /// True while new work is welcome: the server does not drain, and its store serves.
     pub fn is_ready(&self) -> bool {
         !self.edge.is_draining() && self.store.healthy()
-    }
-
-    /// Notes what this floor counts.
-    pub fn report(&self, report: &mut Report) {
-        if let Some(tally) = &self.edge.tally {
-            tally.report(report);
-        }
     }
 
     fn failure_reply(&self, failure: Failure, operation: &'static str, correlation_id: &str) -> Reply {

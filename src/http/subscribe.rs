@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -42,12 +42,32 @@ pub struct Streams {
     /// Watches, which nothing but the end of the server ends.
     watches: Mutex<HashMap<u64, Sender<()>>>,
     ending: AtomicBool,
+    subscriptions: Arc<AtomicUsize>,
+}
+
+/// Counts a subscription as open until it is dropped.
+struct Open(Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Streams {
     /// A name for one more.
     pub(super) fn name(&self) -> StreamId {
         StreamId(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// How many subscriptions and watches are being written.
+    pub(super) fn open(&self) -> (usize, usize) {
+        (self.subscriptions.load(Ordering::Relaxed), self.watches.lock().len())
+    }
+
+    fn note_subscription(&self) -> Open {
+        self.subscriptions.fetch_add(1, Ordering::Relaxed);
+        Open(Arc::clone(&self.subscriptions))
     }
 
     /// Runs a stream on a thread of its own.
@@ -154,6 +174,7 @@ impl Service {
         wanted: WantedMessages,
         first: Vec<Delivered>,
     ) {
+        let _open = self.messages.streams.note_subscription();
         let writer = DeliveryWriter::new();
         responder.park(&self.edge);
         let peer = responder.peer();

@@ -5,10 +5,8 @@
 //! stream without what follows its head. When nobody watches there is no tally, and a request costs a look at an empty
 //! option.
 
-use std::time::Duration;
-
 use crate::clock::{Moment, SharedClock};
-use crate::metrics::{Counter, Histogram, Report};
+use crate::metrics::{Counter, Histogram, Report, micros};
 
 use super::route::{self, ROUTES};
 
@@ -117,8 +115,4 @@ impl Call {
     pub(super) fn is_for(&mut self, route: usize) {
         self.route = route;
     }
-}
-
-fn micros(span: Duration) -> u64 {
-    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }

@@ -39,6 +39,7 @@ use super::retry::Sleeper;
 use super::{
     Batch, BodyId, BodyWriter, Capabilities, ChangeListener, Listed, RecordKey, Store, StoreError, Stored, Written,
 };
+use crate::metrics::Report;
 
 /// What a store can be asked to do; calls are counted separately for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,6 +238,10 @@ impl Store for FaultStore {
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
+    }
+
+    fn report(&self, report: &mut Report) {
+        self.inner.report(report);
     }
 
     fn healthy(&self) -> bool {

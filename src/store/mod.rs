@@ -23,12 +23,15 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod counted;
 pub mod fault;
 pub mod memory;
 pub mod object;
 pub mod retry;
 pub mod shared_log;
 pub mod single;
+
+use crate::metrics::Report;
 
 // Names are below this floor: records hold them, and they are built without a store at hand.
 pub use crate::ids::BodyId;
@@ -233,6 +236,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// What this engine can do.
     fn capabilities(&self) -> Capabilities;
+
+    /// Notes what this engine counts; what it counts is the same for all its handles. Nothing by default.
+    fn report(&self, report: &mut Report) {
+        let _ = report;
+    }
 
     /// True while the store serves; false once it is latched or cannot be reached. Cheap: no I/O.
     fn healthy(&self) -> bool {

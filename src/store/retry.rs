@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::logging::Logger;
+use crate::metrics::{Counter, Report};
 
 use super::{
     Batch, BodyId, BodyWriter, Capabilities, ChangeListener, Listed, RecordKey, Store, StoreError, Stored, Written,
@@ -72,6 +73,18 @@ pub struct RetryStore {
     policy: RetryPolicy,
     logger: Logger,
     sleep: Sleeper,
+    retries: Retries,
+}
+
+/// How often each operation was tried again.
+#[derive(Default)]
+struct Retries {
+    read: Counter,
+    write: Counter,
+    list: Counter,
+    body_writer: Counter,
+    body_reader: Counter,
+    leftovers: Counter,
 }
 
 impl RetryStore {
@@ -82,10 +95,16 @@ impl RetryStore {
             policy,
             logger,
             sleep,
+            retries: Retries::default(),
         }
     }
 
-    fn retry<T>(&self, operation: &str, attempt: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    fn retry<T>(
+        &self,
+        operation: &str,
+        retries: &Counter,
+        attempt: impl Fn() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let max_attempts = self.policy.attempts.max(1);
         let mut failures = 0;
         loop {
@@ -103,34 +122,39 @@ impl RetryStore {
                 return Err(error);
             }
             (self.sleep)(self.policy.jittered_delay(failures));
+            retries.add(1);
         }
     }
 }
 
 impl Store for RetryStore {
     fn read(&self, key: &RecordKey) -> Result<Option<Stored>, StoreError> {
-        self.retry("read", || self.inner.read(key))
+        self.retry("read", &self.retries.read, || self.inner.read(key))
     }
 
     fn write(&self, batch: Batch) -> Result<Written, StoreError> {
         // A copy for each try is cheap: names and bytes are shared.
-        self.retry("write", || self.inner.write(batch.clone()))
+        self.retry("write", &self.retries.write, || self.inner.write(batch.clone()))
     }
 
     fn list(&self, prefix: &str, after: Option<&RecordKey>, limit: usize) -> Result<Vec<Listed>, StoreError> {
-        self.retry("list", || self.inner.list(prefix, after, limit))
+        self.retry("list", &self.retries.list, || self.inner.list(prefix, after, limit))
     }
 
     fn body_writer(&self) -> Result<Box<dyn BodyWriter>, StoreError> {
-        self.retry("body_writer", || self.inner.body_writer())
+        self.retry("body_writer", &self.retries.body_writer, || self.inner.body_writer())
     }
 
     fn body_reader(&self, body: &BodyId) -> Result<Box<dyn Read + Send>, StoreError> {
-        self.retry("body_reader", || self.inner.body_reader(body))
+        self.retry("body_reader", &self.retries.body_reader, || {
+            self.inner.body_reader(body)
+        })
     }
 
     fn leftovers(&self, older_than: Duration) -> Result<Vec<BodyId>, StoreError> {
-        self.retry("leftovers", || self.inner.leftovers(older_than))
+        self.retry("leftovers", &self.retries.leftovers, || {
+            self.inner.leftovers(older_than)
+        })
     }
 
     fn watch(&self, listener: ChangeListener) -> bool {
@@ -139,6 +163,29 @@ impl Store for RetryStore {
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
+    }
+
+    fn report(&self, report: &mut Report) {
+        let Retries {
+            read,
+            write,
+            list,
+            body_writer,
+            body_reader,
+            leftovers,
+        } = &self.retries;
+        for (operation, count) in [
+            ("read", read),
+            ("write", write),
+            ("list", list),
+            ("body_writer", body_writer),
+            ("body_reader", body_reader),
+            ("leftovers", leftovers),
+        ] {
+            let help = "Requests to the store that were tried again.";
+            report.count("lockd_store_retries", help, &[("operation", operation)], count.get());
+        }
+        self.inner.report(report);
     }
 
     fn healthy(&self) -> bool {
@@ -156,6 +203,7 @@ mod tests {
     use super::super::{Change, Precondition, RecordWrite};
     use super::*;
     use crate::logging::raise_max_level;
+    use crate::metrics::Value;
 
     /// Keeps what is logged, one line each.
     #[derive(Default)]
@@ -223,6 +271,17 @@ mod tests {
         scene.faulty.inject(Operation::Write, 2, Fault::FailBefore);
         assert!(matches!(scene.store.write(create()), Ok(Written::Done(_))));
         assert_eq!(scene.faulty.calls(Operation::Write), 3);
+        let mut report = Report::new();
+        scene.store.report(&mut report);
+        let told = &report.families()[0].samples;
+        assert!(
+            told.contains(&(vec![("operation", "write".to_owned())], Value::Count(2))),
+            "{told:?}"
+        );
+        assert!(
+            told.contains(&(vec![("operation", "read".to_owned())], Value::Count(0))),
+            "{told:?}"
+        );
         assert_eq!(
             *scene.lines.0.lock(),
             [1, 2].map(|attempt| format!(

@@ -7,6 +7,8 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::metrics::Report;
+
 use super::{
     Batch, BodyId, BodyWriter, Capabilities, ChangeListener, Listed, RecordKey, Store, StoreError, Stored, Written,
 };
@@ -63,6 +65,10 @@ impl Store for SingleRecordStore {
             feed: false,
             ..self.inner.capabilities()
         }
+    }
+
+    fn report(&self, report: &mut Report) {
+        self.inner.report(report);
     }
 
     fn healthy(&self) -> bool {

@@ -4,11 +4,16 @@
 
 mod page;
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 
 use lockd::settings::Listen;
+use lockd::store::fault::{FaultPlan, FaultStore};
+use lockd::store::memory::MemoryStore;
 use lockd::testing::{TestServer, TestServerBuilder};
+use lockd_client::Enqueue;
 use page::{PATIENCE, Page, ask};
 
 fn builder() -> TestServerBuilder {
@@ -68,15 +73,12 @@ fn requests_are_counted_by_route_and_status() {
 fn a_request_whose_client_left_is_counted_as_abandoned() {
     let (server, metrics) = server();
     let _held = server.client().acquire("orders").unwrap();
-    let body = br#"{"key":"orders","owner":"impatient","block_seconds":0}"#;
     let mut waiting = TcpStream::connect(server.socket_address().unwrap()).unwrap();
-    write!(
-        waiting,
-        "POST /v1/acquire HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    )
-    .unwrap();
-    waiting.write_all(body).unwrap();
+    post(
+        &mut waiting,
+        "/v1/acquire",
+        br#"{"key":"orders","owner":"impatient","block_seconds":0}"#,
+    );
     eventually(|| server.server().waiting() == 1);
     drop(waiting);
     eventually(|| Page::scrape(metrics).get("lockd_http_requests_abandoned_total{route=\"acquire\"}") == 1.0);
@@ -88,13 +90,8 @@ fn both_formats_tell_the_same_and_are_well_formed() {
     let lease = server.client().acquire("orders").unwrap();
     lease.release().unwrap();
     let (old, open) = (Page::scrape(metrics), Page::scrape_open(metrics));
-    let without_suffix: Vec<_> = old
-        .names()
-        .iter()
-        .map(|name| name.trim_end_matches("_total").to_owned())
-        .collect();
-    let open_names: Vec<_> = open.names().iter().map(|name| (*name).to_owned()).collect();
-    assert_eq!(without_suffix, open_names);
+    let names: BTreeSet<_> = old.names().iter().map(|name| name.trim_end_matches("_total")).collect();
+    assert_eq!(names, open.names());
     assert_eq!(
         old.get("lockd_http_requests_total{route=\"acquire\",status=\"200\"}"),
         1.0
@@ -130,6 +127,161 @@ fn the_listener_knows_its_pages_and_no_others() {
 fn a_server_that_nobody_watches_has_no_such_listener() {
     let server = TestServer::builder().start().unwrap();
     assert_eq!(server.server().metrics_address(), None);
+}
+
+#[test]
+fn queues_are_told_by_name_with_their_messages_and_consumers() {
+    let (server, metrics) = server();
+    let client = server.client();
+    for number in 0..5 {
+        client.enqueue_json(Enqueue::to("invoices"), &number).unwrap();
+    }
+    // The server knows of a queue's messages once somebody has wanted one.
+    let message = client.dequeue("invoices").unwrap();
+    let level = |page: &Page, name: &str, queue: &str| {
+        page.get(&format!(
+            "{name}{{lockd_namespace=\"default\",lockd_queue=\"{queue}\"}}"
+        ))
+    };
+    eventually(|| {
+        let page = Page::scrape(metrics);
+        level(&page, "lockd_queue_pending", "invoices") == 4.0
+            && level(&page, "lockd_queue_in_flight", "invoices") == 1.0
+    });
+    message.ack().unwrap();
+    eventually(|| level(&Page::scrape(metrics), "lockd_queue_in_flight", "invoices") == 0.0);
+    assert!(1.0 <= Page::scrape(metrics).get("lockd_queue_scans_total"));
+
+    let mut waiting = TcpStream::connect(server.socket_address().unwrap()).unwrap();
+    let body = br#"{"queue":"empty","owner":"me","wait_seconds":0}"#;
+    post(&mut waiting, "/v1/queue/dequeue", body);
+    eventually(|| {
+        let page = Page::scrape(metrics);
+        level(&page, "lockd_queue_waiters", "empty") == 1.0
+            && page.get("lockd_parked_requests{kind=\"consumer\"}") == 1.0
+            && page.get("lockd_queue_consumers") == 1.0
+    });
+}
+
+#[test]
+fn the_fullest_queues_are_told_one_by_one_and_the_others_together() {
+    let (server, metrics) = server();
+    let client = server.client();
+    for number in 0..103 {
+        let queue = format!("q-{number:03}");
+        for message in 0..=usize::from(number < 100) {
+            client.enqueue_json(Enqueue::to(queue.as_str()), &message).unwrap();
+        }
+        drop(client.dequeue(queue.as_str()).unwrap());
+    }
+    eventually(|| {
+        let page = Page::scrape(metrics);
+        let told = |queue: &str, namespace: &str| {
+            let labels = format!("{{lockd_namespace=\"{namespace}\",lockd_queue=\"{queue}\"}}");
+            ["lockd_queue_pending", "lockd_queue_in_flight"]
+                .map(|name| page.get(&format!("{name}{labels}")))
+                .iter()
+                .sum::<f64>()
+        };
+        page.get("lockd_queues_known") == 103.0
+            && told("q-000", "default") == 2.0
+            && told("q-099", "default") == 2.0
+            && told("q-100", "default") == 0.0
+            && told("(others)", "(others)") == 3.0
+    });
+}
+
+#[test]
+fn parked_acquires_and_open_subscriptions_are_told() {
+    let (server, metrics) = server();
+    let _held = server.client().acquire("orders").unwrap();
+    let mut waiting = TcpStream::connect(server.socket_address().unwrap()).unwrap();
+    post(
+        &mut waiting,
+        "/v1/acquire",
+        br#"{"key":"orders","owner":"patient","block_seconds":0}"#,
+    );
+    let mut watching = TcpStream::connect(server.socket_address().unwrap()).unwrap();
+    post(&mut watching, "/v1/queue/watch", br#"{"queue":"invoices"}"#);
+    let mut subscribing = TcpStream::connect(server.socket_address().unwrap()).unwrap();
+    post(
+        &mut subscribing,
+        "/v1/queue/subscribe",
+        br#"{"queue":"invoices","owner":"me","wait_seconds":0}"#,
+    );
+    server.client().enqueue_json(Enqueue::to("invoices"), &1).unwrap();
+    let all = |acquires: f64, streams: f64| {
+        let page = Page::scrape(metrics);
+        page.get("lockd_parked_requests{kind=\"acquire\"}") == acquires
+            && page.get("lockd_streams_open{kind=\"subscription\"}") == streams
+            && page.get("lockd_streams_open{kind=\"watch\"}") == streams
+    };
+    eventually(|| all(1.0, 1.0));
+    drop((waiting, watching, subscribing));
+    eventually(|| all(0.0, 0.0));
+}
+
+#[test]
+fn a_disk_tells_its_syncs_and_the_size_of_its_groups() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("disk://{}/store", folder.path().display());
+    let server = builder().store_url(&url).start().unwrap();
+    let metrics = server.server().metrics_address().unwrap();
+    let before = Page::scrape(metrics);
+    let lease = server.client().acquire("orders").unwrap();
+    lease.save(&1).unwrap();
+    lease.release().unwrap();
+    let after = Page::scrape(metrics);
+    let rose = |figure: &str| after.get(figure) - before.get(figure);
+    assert_eq!(
+        rose("lockd_log_group_writes_sum"),
+        rose("lockd_store_calls_total{operation=\"write\"}")
+    );
+    assert!(2.0 <= rose("lockd_log_syncs_total"), "{after:?}");
+    assert_eq!(
+        rose("lockd_log_syncs_total"),
+        rose("lockd_log_sync_duration_seconds_count")
+    );
+    assert!(1.0 <= after.get("lockd_log_records"));
+    assert_eq!(after.get("lockd_store_healthy"), 1.0);
+}
+
+#[test]
+fn a_store_that_fails_is_told_by_the_kind_of_its_errors() {
+    let faulty = Arc::new(FaultStore::new(
+        Arc::new(MemoryStore::new()),
+        FaultPlan::quiet(1),
+        Arc::new(|_| ()),
+    ));
+    let server = builder().store(Arc::clone(&faulty) as _).start().unwrap();
+    let metrics = server.server().metrics_address().unwrap();
+    faulty.set_outage(true);
+    assert!(server.client().get_public("orders").is_err());
+    let page = Page::scrape(metrics);
+    assert!(
+        1.0 <= page.get("lockd_store_errors_total{kind=\"unavailable\"}"),
+        "{page:?}"
+    );
+    assert_eq!(page.get("lockd_store_errors_total{kind=\"corrupt\"}"), 0.0);
+    assert_eq!((page.get("lockd_store_healthy"), page.get("lockd_ready")), (0.0, 0.0));
+    faulty.set_outage(false);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_process_is_told_under_the_usual_names() {
+    let (_server, metrics) = server();
+    let page = Page::scrape(metrics);
+    for name in [
+        "process_resident_memory_bytes",
+        "process_open_fds",
+        "process_max_fds",
+        "process_start_time_seconds",
+        "process_threads",
+    ] {
+        assert!(0.0 < page.sum(name), "{name}");
+    }
+    assert!(page.names().contains("process_cpu_seconds_total"));
 }
 
 /// Far more of each kind than there are places, all at the same time.
@@ -195,6 +347,17 @@ fn a_server_that_drains_can_be_watched_and_says_that_it_is_not_ready() {
         stopping.join()
     });
     stopping.unwrap();
+}
+
+/// Sends a request and waits for nothing.
+fn post(connection: &mut TcpStream, path: &str, body: &[u8]) {
+    let length = body.len();
+    write!(
+        connection,
+        "POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n"
+    )
+    .unwrap();
+    connection.write_all(body).unwrap();
 }
 
 fn eventually(condition: impl Fn() -> bool) {

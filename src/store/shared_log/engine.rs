@@ -31,8 +31,9 @@ use super::keeper::Task;
 use super::lock::{CommitLock, Mode};
 use super::mark::{Position, read_mark};
 use super::{Counters, Options, Step, StepHook};
-use crate::clock::SharedClock;
+use crate::clock::{Clock, SharedClock, SystemClock};
 use crate::ids::IdMaker;
+use crate::metrics::{Histogram, Report, micros};
 use crate::store::{BodyId, ChangeListener, RecordKey, StoreError};
 
 pub(super) struct Core {
@@ -260,19 +261,30 @@ impl Core {
 }
 
 /// Counts what is done to the disk, and gives tests a say before each step.
-#[derive(Default)]
 pub(super) struct Counting {
     pub(super) hook: Option<StepHook>,
+    clock: SystemClock,
     syncs: AtomicU64,
     commits: AtomicU64,
     batches: AtomicU64,
+    sync_times: Histogram,
+    group_sizes: Histogram,
 }
+
+/// In microseconds: from a disk that has a battery to one that is in trouble.
+const SYNC_TIMES: &[u64] = &[100, 500, 1_000, 5_000, 20_000, 100_000, 500_000, 2_000_000];
+const GROUP_SIZES: &[u64] = &[1, 2, 4, 8, 16, 32, 64, 128, 256, 512];
 
 impl Counting {
     pub(super) fn new(hook: Option<StepHook>) -> Self {
         Self {
             hook,
-            ..Self::default()
+            clock: SystemClock::new(),
+            syncs: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+            sync_times: Histogram::new(SYNC_TIMES),
+            group_sizes: Histogram::new(GROUP_SIZES),
         }
     }
 
@@ -287,7 +299,10 @@ impl Counting {
             hook(step, Some(file))?;
         }
         self.syncs.fetch_add(1, Ordering::Relaxed);
-        file.sync_data()
+        let began = self.clock.now();
+        let synced = file.sync_data();
+        self.sync_times.observe(micros(self.clock.now().since(began)));
+        synced
     }
 
     /// Makes the names in a directory durable.
@@ -302,6 +317,22 @@ impl Counting {
     pub(super) fn committed(&self, batches: usize) {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.batches.fetch_add(batches as u64, Ordering::Relaxed);
+        self.group_sizes.observe(batches as u64);
+    }
+
+    pub(super) fn report(&self, report: &mut Report) {
+        let Counters { syncs, .. } = self.counters();
+        let help = "Times that bytes of a file were forced to the disk.";
+        report.count("lockd_log_syncs", help, &[], syncs);
+        let help = "How long that took.";
+        report.spread(
+            "lockd_log_sync_duration_seconds",
+            help,
+            &[],
+            self.sync_times.spread(1e6),
+        );
+        let help = "How many writes one append to the log made durable.";
+        report.spread("lockd_log_group_writes", help, &[], self.group_sizes.spread(1.0));
     }
 
     pub(super) fn counters(&self) -> Counters {

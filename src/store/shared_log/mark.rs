@@ -101,7 +101,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         assert_eq!(read_format(&file).unwrap(), None);
         assert_eq!(read_mark(&file).unwrap(), None);
-        write_format(&file, &Counting::default()).unwrap();
+        write_format(&file, &Counting::new(None)).unwrap();
         assert_eq!(read_format(&file).unwrap(), Some(format_line()));
         assert_eq!(read_mark(&file).unwrap(), None);
         let position = Position {

@@ -61,6 +61,7 @@ use super::{
     Batch, BodyId, BodyWriter, Capabilities, ChangeListener, Listed, RecordKey, Store, StoreError, Stored, Written,
 };
 use crate::clock::SystemClock;
+use crate::metrics::{Report, level_of, to_f64};
 use crate::threads;
 
 use commit::Order;
@@ -441,6 +442,18 @@ impl Store for SharedLogStore {
             feed: self.engine.watcher.is_some(),
             shared: true,
         }
+    }
+
+    fn report(&self, report: &mut Report) {
+        let core = self.core();
+        core.counting.report(report);
+        let (records, live_bytes) = {
+            let index = core.index.read();
+            (index.records.len(), index.live_bytes)
+        };
+        report.level("lockd_log_records", "Records in the store.", &[], level_of(records));
+        let help = "Bytes of the log that are live: what a compaction would leave.";
+        report.level("lockd_log_live_bytes", help, &[], to_f64(live_bytes));
     }
 
     fn healthy(&self) -> bool {
