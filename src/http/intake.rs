@@ -234,9 +234,12 @@ impl Shared {
         loop {
             match server.recv() {
                 Ok(request) => {
-                    self.busy.store(true, Ordering::Relaxed);
-                    if self.usher.is_news(request.remote_addr()) {
-                        self.wish(|wishes| wishes.usher = true);
+                    // Who takes his own probe for company never comes to rest.
+                    if !self.usher.is_own(request.url()) {
+                        self.busy.store(true, Ordering::Relaxed);
+                        if self.usher.is_news(request.remote_addr()) {
+                            self.wish(|wishes| wishes.usher = true);
+                        }
                     }
                     (self.take)(request);
                 }

@@ -42,6 +42,8 @@ pub(super) struct Usher {
     reachable: ListenerAddr,
     port: Option<u16>,
     kernel: PeerProbe,
+    /// What our own probe asks for; nobody else knows of it.
+    probe_url: String,
     /// For each port that a client can have, a mark of the address that was last seen with it.
     seen: Vec<AtomicU32>,
 }
@@ -58,8 +60,14 @@ impl Usher {
             reachable,
             port,
             kernel: PeerProbe::new(),
+            probe_url: format!("/healthz?probe={:016x}", fastrand::u64(..)),
             seen,
         }
+    }
+
+    /// True for what [`probe`](Self::probe) has sent: no sign that anybody is here.
+    pub(super) fn is_own(&self, url: &str) -> bool {
+        url == self.probe_url
     }
 
     /// True for the first request of a connection, as far as one can tell. Clients on a unix socket have no addresses:
@@ -103,12 +111,12 @@ impl Usher {
             ListenerAddr::Tcp(address) => {
                 let stream = TcpStream::connect_timeout(address, PROBE_TIMEOUT)?;
                 stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
-                ask_for_health(stream)
+                ask_for_health(stream, &self.probe_url)
             }
             ListenerAddr::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
                 stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
-                ask_for_health(stream)
+                ask_for_health(stream, &self.probe_url)
             }
         }
     }
@@ -126,8 +134,9 @@ impl Usher {
     }
 }
 
-fn ask_for_health(mut stream: impl Read + Write) -> io::Result<()> {
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+fn ask_for_health(mut stream: impl Read + Write, url: &str) -> io::Result<()> {
+    let request = format!("GET {url} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut status = [0; 12];
     stream.read_exact(&mut status)?;
     if &status == b"HTTP/1.1 200" {

@@ -1,8 +1,12 @@
 //! The program as a daemon, and the commands that need none.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
+use lockd::clock::{Clock, SystemClock};
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -66,6 +70,52 @@ pub(crate) fn refusal_of(mut command: Command) -> String {
         (&json!("cli.root"), &json!("command failed"))
     );
     line["error"].as_str().unwrap().to_owned()
+}
+
+/// What wakes an idle daemon wakes a processor that could sleep: on a battery, in a hundred containers.
+#[test]
+#[cfg(target_os = "linux")]
+fn no_thread_of_an_idle_daemon_wakes_up_more_than_once_a_second() {
+    const WINDOW: Duration = Duration::from_secs(8);
+    let dir = TempDir::new().unwrap();
+    let store = format!("disk://{}/store", dir.path().display());
+    let daemon = Daemon::start(&["--store", &store, "--metrics-listen", "127.0.0.1:0"]);
+    let clock = SystemClock::new();
+    let give_up = clock.now().after(Duration::from_secs(60));
+    loop {
+        let (before, began) = (naps(&daemon), clock.now());
+        std::thread::sleep(WINDOW);
+        let (after, seconds) = (naps(&daemon), clock.now().since(began).as_secs());
+        let restless: Vec<_> = (after.iter())
+            .map(|(thread, count)| (thread, count - before.get(thread).unwrap_or(count)))
+            .filter(|(_, count)| seconds < *count)
+            .collect();
+        if restless.is_empty() {
+            return;
+        }
+        assert!(clock.now() < give_up, "in {seconds} s: {restless:?}");
+    }
+}
+
+/// How often each thread has gone to sleep, by its id and name.
+#[cfg(target_os = "linux")]
+fn naps(daemon: &Daemon) -> BTreeMap<String, u64> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.child.id())).unwrap();
+    let nap = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).ok()?;
+        let field = |name: &str| {
+            Some(
+                status
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name))?
+                    .trim()
+                    .to_owned(),
+            )
+        };
+        let thread = format!("{} {}", field("Pid:")?, field("Name:")?);
+        Some((thread, field("voluntary_ctxt_switches:")?.parse().unwrap()))
+    };
+    tasks.filter_map(|task| nap(task.unwrap())).collect()
 }
 
 #[test]
