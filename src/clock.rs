@@ -14,7 +14,8 @@
 //!   it would have to.
 //! - Whatever clocks say, a key has one holder in its record, its tokens rise by one with each grant, and a holder that was
 //!   taken over is refused at its next call, by any server. What a wrong clock costs is time and work that was staged, never
-//!   what was committed (but for `disk-retention`, which deletes by age, and age is a matter of clocks). A resource that checks the fencing token is safe from whoever has not heard yet.
+//!   what was committed; but for `disk-retention`, which deletes by age, and age is a matter of clocks. A resource that
+//!   checks the fencing token is safe from whoever has not heard yet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
