@@ -25,6 +25,7 @@
 //! | who sleeps through a compaction begins again | `processes::a_process_that_sleeps_...` |
 //! | files of bodies that were dropped go, at the latest when the root is opened again | here, `the_file_of_a_dropped_body_...` |
 //! | every file has a salt of its own | here, `no_two_files_have_the_same_salt` |
+//! | on NFS: what is read is read under locks, what is written is written under that of its segment | here, `on_nfs_...` |
 
 use std::fs;
 use std::path::Path;
@@ -263,4 +264,67 @@ fn no_two_files_have_the_same_salt() {
     salts.sort();
     salts.dedup();
     assert_eq!(salts.len(), count);
+}
+
+fn as_on_nfs() -> Options {
+    Options {
+        as_if_network: true,
+        lock_wait: Duration::from_millis(50),
+        ..Options::default()
+    }
+}
+
+/// Only what is read under both is fresh there.
+#[test]
+fn on_nfs_a_read_takes_the_lock_of_the_store_and_that_of_the_segment() {
+    let (_dir, root) = new_root();
+    let [store, other] = [(), ()].map(|()| open_with(&root, as_on_nfs()));
+    put(&store, "a", b"1");
+    assert_eq!(value(&other, "a"), b"1");
+    put(&store, "a", b"2");
+    for name in ["commit.lock", "log/0000000001.segment"] {
+        let file = fs::File::open(root.join(name)).unwrap();
+        fs2::FileExt::lock_exclusive(&file).unwrap();
+        let answer = other.read(&RecordKey::new("a"));
+        assert!(
+            matches!(answer, Err(StoreError::Unavailable { .. })),
+            "{name}: {answer:?}"
+        );
+    }
+    assert_eq!(value(&other, "a"), b"2");
+}
+
+/// What the server refuses once it has given a machine up is what was written under a lock of that very file.
+#[test]
+fn on_nfs_a_commit_holds_its_segment_from_before_it_looks_for_the_end_until_its_frame_is_synced() {
+    let (_dir, root) = new_root();
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let options = Options {
+        segment_bytes_max: 300,
+        step_hook: Some(Arc::new({
+            let (held, root) = (held.clone(), root.clone());
+            move |step, _| {
+                // A seal goes into the segment before the last one there is.
+                if [Step::Append, Step::AppendSync].contains(&step) {
+                    let is_free = |path: &std::path::PathBuf| {
+                        fs2::FileExt::try_lock_shared(&fs::File::open(path).unwrap()).is_ok()
+                    };
+                    let last = log_files(&root, "segment").pop().unwrap();
+                    held.lock().push(!is_free(&last));
+                }
+                Ok(())
+            }
+        })),
+        ..as_on_nfs()
+    };
+    let store = open_with(&root, options);
+    for n in 0..9 {
+        put(&store, &format!("k/{n}"), &[n; 50]);
+    }
+    assert!(2 < log_files(&root, "segment").len());
+    let held = held.lock();
+    assert!(held.len() > 18 && held.iter().all(|held| *held), "{held:?}");
+    for path in log_files(&root, "segment") {
+        assert!(fs2::FileExt::try_lock_exclusive(&fs::File::open(path).unwrap()).is_ok());
+    }
 }
