@@ -20,7 +20,8 @@
 //! | batches of a group see each other | the suite's `increments_by_compare_and_swap_...` |
 //! | the lock is taken, its wait is bounded, also for many | `processes::a_stopped_holder_...`; `tests/trouble.rs` |
 //! | the lock is taken in turn | here, `nobody_takes_the_lock_out_of_turn` |
-//! | one process compacts at a time | here, `while_another_process_compacts_...` |
+//! | one process compacts at a time, and only who could do so removes old files | here, `while_another_process_compacts_...`, `old_files_go_...` |
+//! | a snapshot says where the log goes on before its first page is read | `processes::compaction_goes_on_among_writers_...` |
 //! | numbers are never used twice, files stay for a grace | `processes::nothing_acknowledged_...`, `processes::killed_at_each_step_...` |
 //! | who sleeps through a compaction begins again | `processes::a_process_that_sleeps_...` |
 //! | files of bodies that were dropped go, at the latest when the root is opened again | here, `the_file_of_a_dropped_body_...` |
@@ -327,4 +328,34 @@ fn on_nfs_a_commit_holds_its_segment_from_before_it_looks_for_the_end_until_its_
     for path in log_files(&root, "segment") {
         assert!(fs2::FileExt::try_lock_exclusive(&fs::File::open(path).unwrap()).is_ok());
     }
+}
+
+/// Otherwise a snapshot that somebody is writing could be taken for one that was never finished.
+#[test]
+fn old_files_go_under_the_lock_of_compaction() {
+    let (_dir, root) = new_root();
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let options = Options {
+        segment_bytes_max: 300,
+        delete_grace: Duration::ZERO,
+        step_hook: Some(Arc::new({
+            let (held, root) = (held.clone(), root.clone());
+            move |step, _| {
+                if step == Step::RemoveOld {
+                    let file = fs::File::open(root.join("compact.lock")).unwrap();
+                    held.lock().push(fs2::FileExt::try_lock_exclusive(&file).is_err());
+                }
+                Ok(())
+            }
+        })),
+        ..Options::default()
+    };
+    let store = open_with(&root, options);
+    for n in 0..9 {
+        put(&store, &format!("k/{n}"), &[n; 50]);
+    }
+    assert_eq!(store.compact(), Ok(true));
+    wait_until("old files are gone", || !root.join("log/0000000001.segment").exists());
+    let held = held.lock();
+    assert!(!held.is_empty() && held.iter().all(|held| *held), "{held:?}");
 }
