@@ -187,7 +187,7 @@ impl Stage {
         self.started += 1;
         {
             let told = Told {
-                deaf: self.quiet || self.rng.bool(),
+                deaf: self.quiet || self.rng.u8(..4) == 0,
                 lie: self.lie,
             };
             Daemon::start(&root, self.dir.path(), number, told, &mut self.rng)

@@ -80,7 +80,7 @@ impl Daemon {
                 let step = DEATHS[rng.usize(..DEATHS.len())];
                 // Steps of compaction are rare.
                 let often = matches!(step, Step::Append | Step::AppendSync | Step::Mark);
-                let argument = format!("{step:?}:{}", rng.usize(1..if often { 60 } else { 3 }));
+                let argument = format!("{step:?}:{}", rng.usize(1..if often { 20 } else { 3 }));
                 command.env(DEATH, &argument);
                 death = Some(argument);
             }
