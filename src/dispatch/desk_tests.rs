@@ -318,10 +318,34 @@ fn a_message_that_a_look_finds_goes_to_whoever_came_first() {
     bench.ask(2, Patience::None);
     bench.page([7], Frontier::End);
     assert_eq!(bench.deliver(), (1, vec![7]));
-    // What comes behind the message, and then what is up to it.
-    bench.page([], Frontier::End);
     bench.seen(vec![(id(7), Found::From(BEGINNING_MS + 30_000))], Frontier::End);
     assert_eq!(bench.told(), ["empty 2"]);
+}
+
+/// Each look at a page may be a request that somebody pays for.
+#[test]
+fn a_queue_that_fits_into_one_page_is_polled_in_one_look() {
+    let mut bench = Bench::new(false);
+    bench.ask(1, Patience::Endless);
+    bench.page([], Frontier::End);
+    let leased = Found::From(BEGINNING_MS + 600_000);
+    for known in 0..=4 {
+        bench.pass(FLOOR);
+        let after = (known == 4).then(|| id(4));
+        assert_eq!(bench.scans[0].what, ScanWhat::Page { after, limit: 4 }, "{known}");
+        let messages = (1..=known + 1).map(|number| (id(number), leased));
+        // Four of four that were asked for: there may be more.
+        let reached = if known == 3 {
+            Frontier::After(id(4))
+        } else {
+            Frontier::End
+        };
+        bench.seen(messages.take(4).collect(), reached);
+        if known == 3 {
+            bench.seen(vec![], Frontier::End);
+        }
+        assert_eq!(bench.scans.len(), usize::from(known == 4));
+    }
 }
 
 #[test]

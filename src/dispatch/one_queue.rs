@@ -3,7 +3,7 @@
 //! A **round** looks at what others have changed, then at pages of what is not known yet, and, when what was known may have
 //! changed without a word, at some pages of that as well. It begins because somebody came and not everything is known,
 //! because others have changed something, or because a poll is due. It ends early when nobody is left who wants
-//! something. New work comes first: a round that doubts what is known begins behind the newest message that was ever met,
+//! something. A queue that is known to fit into one page is looked through in one piece. Else new work comes first: a round that doubts what is known begins behind the newest message that was ever met,
 //! so that a long backlog of leased messages does not hide what is enqueued after it.
 
 use crossbeam_channel::Sender;
@@ -138,6 +138,11 @@ impl<C: Parked> Queue<C> {
             Frontier::After(id) => Step::New {
                 after: Some(id),
                 began: Some(id).filter(|_| doubts),
+            },
+            // A look at all of it is one request, where a look at what is new and one at what is old are two.
+            Frontier::End if doubts && self.ready.len() < limits.page => Step::New {
+                after: None,
+                began: None,
             },
             Frontier::End if doubts => Step::New {
                 after: self.ready.newest(),

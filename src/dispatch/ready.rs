@@ -127,6 +127,11 @@ impl ReadySet {
         }
     }
 
+    /// How many messages there are, as far as known.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
     /// How many messages can be delivered, as far as known.
     pub fn ready_len(&self) -> usize {
         self.ready.len()

@@ -152,10 +152,18 @@ impl KeyTable {
         let record_key = name.record_key();
         let stripe = usize::try_from(self.hasher.hash_one(&record_key) % STRIPES as u64).unwrap_or(0);
         let _turn = self.stripes[stripe].lock();
+        let mut remembered = View::of_remembered_key(&self.committer, name, &record_key);
         for round in 0..ROUNDS_MAX {
             self.make_room(round);
-            let mut view = View::of_key(&self.committer, name, &record_key)?;
-            let (answer, bodies) = match decide(&mut view) {
+            let mut view = match remembered.take() {
+                Some(view) => view,
+                None => View::of_key(&self.committer, name, &record_key)?,
+            };
+            let decided = decide(&mut view);
+            if view.is_from_memory() && !matches!(decided, Ok(Step::Write(..) | Step::WriteAll(_))) {
+                continue;
+            }
+            let (answer, bodies) = match decided {
                 Ok(Step::Answer(answer)) => return Ok(answer),
                 Ok(Step::Write(record, answer)) => {
                     view.put_key(name, &record)?;
@@ -180,7 +188,11 @@ impl KeyTable {
                 }
                 Err(other) => return Err(other),
             };
+            let is_from_memory = view.is_from_memory();
             let plan = view.into_plan(bodies);
+            if is_from_memory && !plan.is_one_record() {
+                continue;
+            }
             let prepared = plan.if_given_up.clone();
             match self.committer.commit(plan) {
                 Ok(true) => {
@@ -209,8 +221,19 @@ impl KeyTable {
         for round in 0..ROUNDS_MAX {
             self.make_room(round);
             let mut view = View::of_nothing(&self.committer);
-            let answer = decide(&mut view)?;
+            if round == 0 {
+                view = view.or_from_memory();
+            }
+            let decided = decide(&mut view);
+            let is_from_memory = view.is_from_memory();
+            if is_from_memory && decided.is_err() {
+                continue;
+            }
+            let answer = decided?;
             let plan = view.into_plan(bodies);
+            if is_from_memory && !plan.is_one_record() {
+                continue;
+            }
             if plan.writes.is_empty() {
                 return Ok(answer);
             }

@@ -14,7 +14,7 @@ use crate::ids::{BodyId, Xid};
 use crate::keys::{self, Namespace};
 use crate::news::News;
 use crate::record::{
-    KeyRecord, LeaseRecord, MessageRecord, Participant, RetiredRecord, Subject, TxnRecord, decode_message,
+    KeyRecord, LeaseRecord, MessageRecord, Participant, RetiredRecord, Subject, TxnRecord, decode_key, decode_message,
     decode_retired, encode_key,
 };
 use crate::store::{Change, Etag, Precondition, RecordKey, RecordWrite, Stored};
@@ -34,9 +34,18 @@ pub struct View<'a> {
     read: Vec<(RecordKey, Option<(KeyRecord, Etag)>)>,
     /// Records of another kind that have been read so far.
     stored: Vec<(RecordKey, Option<Stored>)>,
+    memory: Memory,
     /// Transactions as they will be. Several leases of one round may belong to the same one.
     txns: Vec<(Entry, TxnRecord)>,
     plan: Plan,
+}
+
+/// Whether a round may use, or has used, what this server remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Unused,
+    Allowed,
+    Used,
 }
 
 impl<'a> View<'a> {
@@ -48,6 +57,7 @@ impl<'a> View<'a> {
             carries_out: false,
             read: Vec::new(),
             stored: Vec::new(),
+            memory: Memory::Unused,
             txns: Vec::new(),
             plan: Plan::default(),
         }
@@ -60,6 +70,37 @@ impl<'a> View<'a> {
             read: vec![(record_key.clone(), found)],
             ..Self::of_nothing(committer)
         })
+    }
+
+    /// The same from memory, if this server has written the record last and knows that it is leased. See
+    /// [`View::is_from_memory`].
+    pub(super) fn of_remembered_key(
+        committer: &'a Committer,
+        name: &'a KeyName,
+        record_key: &RecordKey,
+    ) -> Option<Self> {
+        let stored = committer.recent(record_key)?;
+        let record = decode_key(&stored.value).ok()?;
+        Some(Self {
+            name: Some(name),
+            read: vec![(record_key.clone(), Some((record, stored.etag)))],
+            memory: Memory::Used,
+            ..Self::of_nothing(committer)
+        })
+    }
+
+    /// Records other than keys may come from memory.
+    pub(super) fn or_from_memory(self) -> Self {
+        Self {
+            memory: Memory::Allowed,
+            ..self
+        }
+    }
+
+    /// Something was not read but remembered, and may be out of date. Then nothing of this round counts but a write of one
+    /// record, which the store refuses if it is.
+    pub(super) fn is_from_memory(&self) -> bool {
+        self.memory == Memory::Used
     }
 
     /// For whoever carries out what is decided.
@@ -101,7 +142,15 @@ impl<'a> View<'a> {
         if let Some((_, found)) = self.stored.iter().find(|(known, _)| known == record_key) {
             return Ok(found.clone());
         }
-        let found = self.committer.store().read(record_key)?;
+        let mut found = match self.memory {
+            Memory::Unused => None,
+            Memory::Allowed | Memory::Used => self.committer.recent(record_key),
+        };
+        if found.is_some() {
+            self.memory = Memory::Used;
+        } else {
+            found = self.committer.store().read(record_key)?;
+        }
         self.stored.push((record_key.clone(), found.clone()));
         Ok(found)
     }
@@ -153,7 +202,16 @@ impl<'a> View<'a> {
             dropped,
             tells: news.map_or(Tells::Nobody, Tells::Queue),
             then: None,
+            held_until_ms: None,
         });
+    }
+
+    /// Says that the record which was put last will be written again by whoever has leased it until this time (milliseconds
+    /// of Unix time), so that it is worth remembering.
+    pub(crate) fn put_is_held_until(&mut self, until_ms: i64) {
+        if let Some(planned) = self.plan.writes.last_mut() {
+            planned.held_until_ms = Some(until_ms);
+        }
     }
 
     /// A transaction as it is written down, or as this round has left it; an empty one if there is none. Within a round it is
@@ -265,6 +323,8 @@ impl<'a> View<'a> {
             dropped,
             tells: if ends { Tells::LeaseEnded } else { Tells::Nobody },
             then: None,
+            held_until_ms: (new_lease.filter(|lease| !lease.explicit))
+                .map(|lease| lease.expires_at_unix.saturating_mul(1000)),
         };
         // A round writes each record once: what is put later takes the place of what was put before.
         match (self.plan.writes.iter_mut()).find(|earlier| earlier.write.key == planned.write.key) {

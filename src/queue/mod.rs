@@ -15,13 +15,14 @@
 //! The state of a message is leased together with it and ends with it: an ack removes it, a nack commits what was staged,
 //! and what a lapsed lease had staged is dropped.
 //!
-//! This module waits for nothing and remembers nothing. Whoever keeps an eye on which messages are ready implements
-//! [`Listener`](crate::news::Listener) and is told of every durable change that went through here; changes that other servers make are found
-//! by the store's feed and by [`Queues::scan`].
+//! This module waits for nothing, and remembers nothing but what spares it a request. Whoever keeps an eye on which messages
+//! are ready implements [`Listener`](crate::news::Listener) and is told of every durable change that went through here;
+//! changes that other servers make are found by the store's feed and by [`Queues::scan`].
 
 mod deliver;
 mod enqueue;
 mod finish;
+mod glance;
 pub mod rules;
 mod scan;
 
@@ -39,8 +40,9 @@ use crate::ids::IdMaker;
 use crate::keys::{self, MessageId, QueueId};
 use crate::lease::table::{KeyName, KeyTable, View};
 use crate::news::News;
-use crate::record::{MessageRecord, Subject, decode_message, encode_message};
+use crate::record::{MessageLease, MessageRecord, Subject, decode_message, encode_message};
 use crate::store::{Change, Etag, Precondition, RecordKey, RecordWrite, Stored};
+use glance::Glances;
 use rules::{Refusal, Standing};
 
 /// Messages of all queues of a store. One per server, over the same table as its leases.
@@ -48,23 +50,34 @@ pub struct Queues {
     table: Arc<KeyTable>,
     ids: Arc<IdMaker>,
     spool_bytes_max: usize,
+    /// Where a read costs a request.
+    glances: Option<Glances>,
 }
 
 impl Queues {
     /// A service over this table. Of a payload on its way in, at most `spool_bytes_max` bytes are held in memory.
     pub fn new(table: Arc<KeyTable>, ids: Arc<IdMaker>, spool_bytes_max: usize) -> Self {
+        let reads_cost = !table.store().capabilities().atomic_batch;
         Self {
             table,
             ids,
             spool_bytes_max,
+            glances: reads_cost.then(Glances::default),
         }
     }
 
     /// Reads a message, for whoever wants to know everything about it.
     pub fn read(&self, queue: &QueueId, id: MessageId) -> Result<Option<MessageRecord>, Error> {
+        Ok(self.read_marked(queue, id)?.map(|(record, _)| record))
+    }
+
+    /// The same with the mark of its record.
+    fn read_marked(&self, queue: &QueueId, id: MessageId) -> Result<Option<(MessageRecord, Etag)>, Error> {
         let record_key = keys::message_record(queue, id);
-        let stored = self.table.store().read(&record_key)?;
-        stored.map(|stored| decode(&record_key, &stored)).transpose()
+        let Some(stored) = self.table.store().read(&record_key)? else {
+            return Ok(None);
+        };
+        Ok(Some((decode(&record_key, &stored)?, stored.etag)))
     }
 }
 
@@ -120,6 +133,11 @@ impl Place<'_> {
             from_ms: record.visible_from_ms,
         };
         view.put_stored(write, Vec::new(), Some(news));
+        // Its consumer will end or prolong this lease, and with it nothing else.
+        let alone = |lease: &MessageLease| !lease.explicit && lease.state.is_none();
+        if record.lease.as_ref().is_some_and(alone) {
+            view.put_is_held_until(record.visible_from_ms);
+        }
     }
 
     /// The message goes, and its payload with it.

@@ -5,6 +5,7 @@ use super::{Place, Queues};
 use crate::error::Error;
 use crate::keys::{self, MessageId, QueueId};
 use crate::record::MessageRecord;
+use crate::store::Etag;
 
 /// A message that can be delivered, now or later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +48,7 @@ impl Queues {
                 continue;
             };
             last = Some(id);
-            match self.glance(queue, id) {
+            match self.glance(queue, id, Some(&row.etag)) {
                 Ok(Some(Glance::Stays(seen))) => page.seen.push(seen),
                 Ok(Some(Glance::Over)) => over.push(id),
                 Ok(None) => {}
@@ -63,20 +64,32 @@ impl Queues {
 
     /// Looks at one message: for reports of the store's feed. One that has expired or died is cleared away.
     pub fn look(&self, queue: &QueueId, id: MessageId) -> Result<Option<Seen>, Error> {
-        match self.glance(queue, id)? {
+        match self.glance(queue, id, None)? {
             None => Ok(None),
             Some(Glance::Stays(seen)) => Ok(Some(seen)),
             Some(Glance::Over) => Ok(self.clear_away(queue, &[id])?.pop()),
         }
     }
 
-    /// Reads one message and changes nothing.
-    fn glance(&self, queue: &QueueId, id: MessageId) -> Result<Option<Glance>, Error> {
-        let Some(record) = self.read(queue, id)? else {
+    /// Reads one message and changes nothing. If its mark is known and has been met before, it need not be read.
+    fn glance(&self, queue: &QueueId, id: MessageId, etag: Option<&Etag>) -> Result<Option<Glance>, Error> {
+        let now = self.table.now();
+        if let (Some(glances), Some(etag)) = (&self.glances, etag)
+            && let Some(seen) = glances.get(id, etag, now.ms)
+        {
+            return Ok(Some(Glance::Stays(seen)));
+        }
+        let Some((record, etag)) = self.read_marked(queue, id)? else {
             return Ok(None);
         };
-        Ok(Some(match rules::standing(&record, self.table.now()) {
-            Standing::Ready | Standing::Hidden { .. } => Glance::Stays(seen(id, &record)),
+        Ok(Some(match rules::standing(&record, now) {
+            Standing::Ready | Standing::Hidden { .. } => {
+                let seen = seen(id, &record);
+                if let Some(glances) = &self.glances {
+                    glances.put(seen, etag, &record);
+                }
+                Glance::Stays(seen)
+            }
             Standing::Expired | Standing::Dead => Glance::Over,
         }))
     }

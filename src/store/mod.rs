@@ -27,6 +27,7 @@ pub mod counted;
 pub mod fault;
 pub mod memory;
 pub mod object;
+pub mod recent;
 pub mod retry;
 pub mod shared_log;
 pub mod single;

@@ -40,7 +40,8 @@ use crate::lease::rules::{Now, cleared};
 use crate::lease::view::View;
 use crate::news::{Listener, News};
 use crate::record::{KeyRecord, LeaseRecord, MessageRecord, Participant, Subject, TxnRecord, decode_key, encode_key};
-use crate::store::{Batch, Change, Etag, Precondition, RecordKey, RecordWrite, Store, StoreError, Written};
+use crate::store::recent::Recent;
+use crate::store::{Batch, Change, Etag, Precondition, RecordKey, RecordWrite, Store, StoreError, Stored, Written};
 
 /// How often carrying out or tidying up may lose its race before it is left to others.
 pub(super) const ROUNDS_MAX: usize = 50;
@@ -56,6 +57,8 @@ pub struct Committer {
     clock: SharedClock,
     listener: Arc<dyn Listener>,
     in_steps: bool,
+    /// What holders will soon write again. Where several records are one batch, reading is cheap.
+    recent: Recent,
 }
 
 /// What one round of a change wants to be written.
@@ -83,7 +86,15 @@ impl Plan {
             dropped: Vec::new(),
             tells: Tells::Nobody,
             then: None,
+            held_until_ms: None,
         });
+    }
+
+    /// True when all there is to it is one record, so that its condition guards everything that was decided.
+    pub fn is_one_record(&self) -> bool {
+        self.writes.len() == 1
+            && self.writes.iter().all(|planned| Turn::Key <= planned.turn)
+            && self.if_given_up.is_empty()
     }
 }
 
@@ -99,6 +110,9 @@ pub struct PlannedWrite {
     pub tells: Tells,
     /// Where writes go one by one: what is left to do as soon as this one is done, whatever becomes of the others.
     pub then: Option<Chore>,
+    /// The record is leased until this time (milliseconds of Unix time) to somebody who will write it again, and who takes
+    /// part in no transaction of several.
+    pub held_until_ms: Option<i64>,
 }
 
 /// Who must hear of a write once it is done.
@@ -168,6 +182,7 @@ impl Committer {
             store,
             clock,
             listener,
+            recent: Recent::default(),
         }
     }
 
@@ -191,6 +206,13 @@ impl Committer {
         Now {
             ms: self.clock.wall_ms(),
         }
+    }
+
+    /// A record as this server has last written it, where reading costs a request. It may be out of date: good for nothing but
+    /// the condition of a write.
+    pub(crate) fn recent(&self, record_key: &RecordKey) -> Option<Stored> {
+        let known = self.in_steps.then(|| self.recent.get(record_key, self.now().ms));
+        known.flatten()
     }
 
     /// Reads the record of a key. If it takes part in something that is decided, that is carried out first.
@@ -436,7 +458,7 @@ impl Committer {
             holds_each_record_once(&batch.records),
             "a store may refuse such a batch"
         );
-        self.write_and_find_out(batch, witness)
+        Ok(matches!(self.write_and_find_out(batch, witness)?, Written::Done(_)))
     }
 
     /// One after another, in the order of their turns.
@@ -449,7 +471,7 @@ impl Committer {
                 Some(named) if named == number => plan.bodies.clone(),
                 _ => Vec::new(),
             };
-            let is_written = self.write_with(planned.write, bodies, planned.dropped)?;
+            let is_written = self.write_with(planned.write, bodies, planned.dropped, planned.held_until_ms)?;
             if !is_written && planned.turn != Turn::Pointer {
                 return Ok(false);
             }
@@ -459,7 +481,7 @@ impl Committer {
     }
 
     fn write_one(&self, write: RecordWrite, dropped: &[BodyId]) -> Result<bool, Error> {
-        self.write_with(write, Vec::new(), dropped.to_vec())
+        self.write_with(write, Vec::new(), dropped.to_vec(), None)
     }
 
     fn write_with(
@@ -467,27 +489,41 @@ impl Committer {
         write: RecordWrite,
         bodies: Vec<(BodyId, Arc<[u8]>)>,
         drop_bodies: Vec<BodyId>,
+        held_until_ms: Option<i64>,
     ) -> Result<bool, Error> {
         let witness = Some(Witness::to(&write));
+        let key = write.key.clone();
+        let held = match (&write.change, held_until_ms) {
+            (Change::Put(value), Some(until_ms)) => Some((Arc::clone(value), until_ms)),
+            _ => None,
+        };
         let batch = Batch {
             bodies,
             records: vec![write],
             drop_bodies,
         };
-        self.write_and_find_out(batch, witness)
+        let written = self.write_and_find_out(batch, witness);
+        let etag = match &written {
+            Ok(Written::Done(etags)) => etags.first().cloned().flatten(),
+            _ => None,
+        };
+        match (etag, held) {
+            (Some(etag), Some((value, until_ms))) => self.recent.remember(key, Stored { value, etag }, until_ms),
+            _ => self.recent.forget(&key),
+        }
+        Ok(matches!(written?, Written::Done(_)))
     }
 
     /// Writes a batch. If nobody knows whether it was done and the witness reads as it was to be, it was. If it does not,
     /// the batch may still arrive, so it is neither repeated nor taken for undone.
-    fn write_and_find_out(&self, batch: Batch, witness: Option<Witness>) -> Result<bool, Error> {
+    /// Then no etags are known.
+    fn write_and_find_out(&self, batch: Batch, witness: Option<Witness>) -> Result<Written, Error> {
         match self.store.write(batch) {
-            Ok(Written::Refused { .. }) => Ok(false),
-            Ok(Written::Done(_)) => Ok(true),
             Err(unknown @ StoreError::Unknown { .. }) => match witness {
-                Some(witness) if witness.was_written(&*self.store) => Ok(true),
+                Some(witness) if witness.was_written(&*self.store) => Ok(Written::Done(Vec::new())),
                 _ => Err(unknown.into()),
             },
-            Err(other) => Err(other.into()),
+            answer => Ok(answer?),
         }
     }
 }
