@@ -337,7 +337,7 @@ impl Core {
                     });
                 } else if keys::is_used_once(&key) {
                     // Whoever wrote it may have died before it could remove it.
-                    self.reaper.later(row.name);
+                    self.reaper.later_or_never(row.name);
                 }
             }
             if !page.more || cursor.is_none() {

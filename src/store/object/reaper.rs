@@ -1,7 +1,8 @@
-//! Deletes what nobody names any more, at leisure: bodies after a grace, used-up tombstones soon.
+//! Deletes what nobody names any more, at leisure: bodies and used-up tombstones after a grace.
 //!
 //! The grace is for whoever reads a body while it is dropped: stores serve a read that has begun to its end, most of them,
-//! but not one that begins again after a connection was lost.
+//! but not one that begins again after a connection was lost. And it is for puts that arrive late and must meet the
+//! tombstone.
 //!
 //! A body of a refused batch comes again under its old name when the batch is tried again. So a deletion that has not
 //! begun is called off by [`Reaper::reclaim`], one that is under way is waited for, and a name whose deletion went
@@ -49,7 +50,7 @@ struct Shared {
 #[derive(Default)]
 struct List {
     /// By due time; the number tells names of the same moment apart.
-    waiting: BTreeMap<(Moment, u64), String>,
+    waiting: BTreeMap<(Moment, u64), Waiting>,
     due: HashMap<String, (Moment, u64)>,
     numbers: u64,
     under_way: HashSet<String>,
@@ -57,6 +58,12 @@ struct List {
     spent: HashSet<String>,
     /// Since when the store is being closed.
     closing: Option<Moment>,
+}
+
+struct Waiting {
+    name: String,
+    /// Somebody else will find it, so a store that is closed need not wait for it.
+    may_stay: bool,
 }
 
 impl Reaper {
@@ -85,14 +92,15 @@ impl Reaper {
         })
     }
 
-    /// Deletes an object whose name is never used again.
-    pub(super) fn soon(&self, name: String) {
-        self.shared.add(name, Duration::ZERO);
+    /// Deletes a body when whoever reads it has had time to finish. One that waits for that already goes no later for being
+    /// named again.
+    pub(super) fn later(&self, name: String) {
+        self.shared.add(name, false, self.grace);
     }
 
-    /// Deletes an object when whoever reads it has had time to finish.
-    pub(super) fn later(&self, name: String) {
-        self.shared.add(name, self.grace);
+    /// Deletes a tombstone when all that is under way has had time to arrive. Every listing finds those that are left.
+    pub(super) fn later_or_never(&self, name: String) {
+        self.shared.add(name, true, self.grace);
     }
 
     /// Says that an object is about to be written again. An error: it must not be.
@@ -115,7 +123,11 @@ impl Reaper {
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        self.shared.list.lock().closing = Some(self.shared.clock.now());
+        {
+            let mut list = self.shared.list.lock();
+            list.closing = Some(self.shared.clock.now());
+            list.waiting.retain(|_, waiting| !waiting.may_stay);
+        }
         self.shared.changed.notify_all();
         for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
@@ -124,19 +136,20 @@ impl Drop for Reaper {
 }
 
 impl Shared {
-    fn add(&self, name: String, pause: Duration) {
+    fn add(&self, name: String, may_stay: bool, pause: Duration) {
         let mut list = self.list.lock();
         if WAITING_MAX <= list.waiting.len() {
             drop(list);
             let _ = self.delete(&name);
             return;
         }
+        if list.due.contains_key(&name) {
+            return;
+        }
         list.numbers += 1;
         let due = (self.clock.now().after(pause), list.numbers);
-        if let Some(before) = list.due.insert(name.clone(), due) {
-            list.waiting.remove(&before);
-        }
-        list.waiting.insert(due, name);
+        list.due.insert(name.clone(), due);
+        list.waiting.insert(due, Waiting { name, may_stay });
         drop(list);
         self.changed.notify_all();
     }
@@ -154,7 +167,7 @@ impl Shared {
                 return;
             }
             match first.filter(|_| is_due).and_then(|due| list.waiting.remove(&due)) {
-                Some(name) => {
+                Some(Waiting { name, .. }) => {
                     list.due.remove(&name);
                     list.under_way.insert(name.clone());
                     drop(list);

@@ -13,6 +13,10 @@
 //!
 //! What remains is a record that has been written over twice since, or is gone. Then the answer is
 //! [`StoreError::Unknown`].
+//!
+//! One state does come again: that there is no object. A put that creates one and is carried out very late would bring
+//! a record back that has lived and ended meanwhile. So its tombstone stays for a grace that is longer than a request
+//! may take, before it is removed.
 
 use std::sync::Arc;
 
@@ -74,8 +78,8 @@ impl Core {
             (Precondition::Any, None) => self.bury(&name)?,
         };
         if value.is_none() && outcome.is_ok() && keys::is_used_once(&write.key) {
-            // Nothing is ever written under this name again, so the tombstone has done its work.
-            self.reaper.soon(name);
+            // Nothing is ever written under this name again but a late put of its creation, if there is one; see above.
+            self.reaper.later_or_never(name);
         }
         Ok(outcome)
     }
