@@ -20,8 +20,10 @@ const RENEW_AHEAD: Duration = Duration::from_secs(5 * 60);
 /// How long to wait after a renewal that failed.
 const RENEW_PAUSE: Duration = Duration::from_secs(10);
 
-/// How long the metadata service of the machine may take.
+/// How long the metadata service of the machine may take to show that it is there.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long whoever hands out keys may take for an answer. A request of somebody waits for it.
+const KEYS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a request is signed with.
 #[derive(Clone, PartialEq, Eq)]
@@ -34,11 +36,18 @@ pub(super) struct Keys {
 /// Gives out the keys of the moment.
 pub(super) struct KeySource {
     /// None: requests are not signed.
-    current: RwLock<Option<Arc<Keys>>>,
+    current: RwLock<Current>,
     /// The one who renews holds this.
     renewal: Mutex<Renewal>,
     clock: SharedClock,
     logger: Logger,
+}
+
+#[derive(Clone)]
+struct Current {
+    keys: Option<Arc<Keys>>,
+    /// In milliseconds of Unix time; `None` if they do not end.
+    ends_ms: Option<i64>,
 }
 
 struct Renewal {
@@ -50,7 +59,7 @@ struct Renewal {
 impl KeySource {
     pub(super) fn new(credentials: Credentials, clock: SharedClock, logger: Logger) -> Self {
         Self {
-            current: RwLock::new(keys_of(&credentials)),
+            current: RwLock::new(Current::of(&credentials)),
             renewal: Mutex::new(Renewal {
                 next_try_ms: renewal_due_ms(&credentials),
                 credentials,
@@ -68,7 +77,13 @@ impl KeySource {
         {
             self.renew(&mut renewal, now_ms)?;
         }
-        Ok(self.current.read().clone())
+        let Current { keys, ends_ms } = self.current.read().clone();
+        if ends_ms.is_some_and(|ends_ms| ends_ms <= now_ms) {
+            return Err(Failure::NotDone(
+                "the credentials have ended, and there are no new ones yet".to_owned(),
+            ));
+        }
+        Ok(keys)
     }
 
     fn renew(&self, renewal: &mut Renewal, now_ms: i64) -> Result<(), Failure> {
@@ -79,7 +94,7 @@ impl KeySource {
         match candidate.refresh() {
             Ok(()) => {
                 renewal.next_try_ms = renewal_due_ms(&candidate).max(now_ms + millis(RENEW_PAUSE));
-                *self.current.write() = keys_of(&candidate);
+                *self.current.write() = Current::of(&candidate);
                 renewal.credentials = candidate;
                 log::debug!(logger: self.logger, target: "storage.object.credentials", "credentials renewed");
                 Ok(())
@@ -105,6 +120,7 @@ impl KeySource {
 /// Looks for credentials where programs on AWS find theirs, the environment's own keys excepted: the token of a service
 /// account, the credentials file, the container's agent, the machine's metadata service.
 pub(super) fn find_aws_credentials(profile: Option<&str>) -> Result<Credentials, String> {
+    awscreds::set_request_timeout(Some(KEYS_TIMEOUT));
     let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     if is_set("AWS_WEB_IDENTITY_TOKEN_FILE") && is_set("AWS_ROLE_ARN") {
         return Credentials::from_sts_env("lockd").map_err(|cause| format!("AWS_WEB_IDENTITY_TOKEN_FILE: {cause}"));
@@ -133,6 +149,15 @@ pub(super) fn find_aws_credentials(profile: Option<&str>) -> Result<Credentials,
          is assigned"
             .to_owned(),
     )
+}
+
+impl Current {
+    fn of(credentials: &Credentials) -> Self {
+        Self {
+            keys: keys_of(credentials),
+            ends_ms: ends_ms(credentials),
+        }
+    }
 }
 
 fn keys_of(credentials: &Credentials) -> Option<Arc<Keys>> {

@@ -180,8 +180,12 @@ impl Refusal {
     pub(super) fn into_failure(self, doing: &str) -> Failure {
         let Self { status, code, message } = self;
         let line = message.lines().next().unwrap_or_default();
-        let detail = format!("{doing}: the store answered {status} {code} {line}");
-        let detail = detail.trim_end().to_owned();
+        let mut detail = format!("{doing}: the store answered {status} {code} {line}")
+            .trim_end()
+            .to_owned();
+        if let Some(advice) = advice_on(&code) {
+            detail = format!("{detail} ({advice})");
+        }
         match status {
             // A throttled request was turned away at the door; a conflict is told before anything is changed.
             429 | 409 => Failure::NotDone(detail),
@@ -220,9 +224,46 @@ fn with_headers<T>(method: Method, url: &str, headers: HeaderMap, body: T) -> Re
     Ok(request)
 }
 
+/// What whoever runs the server can do about a refusal, by the words of S3 and of Azure for it.
+fn advice_on(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "SignatureDoesNotMatch" => "the secret does not belong to the access key",
+        "InvalidAccessKeyId" => "the store does not know the access key",
+        "AuthenticationFailed" => "the account's key or the token is wrong, or the token has ended",
+        "AccessDenied" | "AllAccessDisabled" | "AuthorizationFailure" | "AuthorizationPermissionMismatch" => {
+            "these credentials have no right to do that"
+        }
+        "RequestTimeTooSkewed" => "the clock of this machine is wrong",
+        "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" => "the session token is wrong or has ended",
+        "NoSuchBucket" => "the bucket must be made first",
+        "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" => {
+            "the bucket is in another region"
+        }
+        _ => return None,
+    })
+}
+
+/// The same for connections that come to nothing, by the words of the system and of TLS.
+fn advice_on_connection(error: &Error) -> Option<&'static str> {
+    let text = error.to_string();
+    if let Error::Io(cause) = error
+        && cause.kind() == io::ErrorKind::ConnectionRefused
+    {
+        return Some("nobody listens there");
+    }
+    if text.contains("InvalidContentType") {
+        return Some("that is no TLS; insecure=1 in the URL speaks plain HTTP");
+    }
+    text.contains("invalid peer certificate")
+        .then_some("a certificate authority of your own can be named in SSL_CERT_FILE")
+}
+
 /// Before the connection stands, nothing has been asked for. After that nobody knows.
 fn failure_of(error: &Error) -> Failure {
-    let detail = error.to_string();
+    let mut detail = error.to_string();
+    if let Some(advice) = advice_on_connection(error) {
+        detail = format!("{detail} ({advice})");
+    }
     match error {
         Error::HostNotFound
         | Error::ConnectionFailed

@@ -317,7 +317,7 @@ impl Bucket for S3Bucket {
         }
         let answer = self.send(Method::GET, &self.url("", &query)?, HeaderMap::new(), &Payload::None)?;
         if !answer.is_success() {
-            return Err(answer.refusal().into_failure(&format!("listing {prefix}")));
+            return Err(answer.refusal().into_failure(&format!("listing {prefix:?}")));
         }
         let listed: ListBucketResult = parse(&answer.text()?, "listing")?;
         let rows = listed.contents.into_iter().map(|object| Row {
@@ -419,7 +419,9 @@ impl Bucket for S3Bucket {
         let region = answer.header("x-amz-bucket-region").map(str::to_owned);
         match answer.status {
             200..=299 => Ok(()),
-            404 => Err(Failure::Denied(format!("there is no bucket {bucket}"))),
+            404 => Err(Failure::Denied(format!(
+                "there is no bucket {bucket}, it must be made first"
+            ))),
             301 | 307 | 400 if region.as_ref().is_some_and(|region| *region != self.address.region) => {
                 Err(Failure::Denied(format!(
                     "bucket {bucket} is in region {}, not in {}",
@@ -427,10 +429,8 @@ impl Bucket for S3Bucket {
                     self.address.region
                 )))
             }
-            // A HEAD has no body that could say more.
-            403 => Err(Failure::Denied(format!(
-                "the credentials are not known to the store, or have no right to bucket {bucket} (403)"
-            ))),
+            // A HEAD has no body that could say more, a listing has.
+            403 => self.list("", None, 1).map(drop),
             _ => Err(answer.refusal().into_failure(&format!("looking for bucket {bucket}"))),
         }
     }
