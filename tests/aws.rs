@@ -13,6 +13,15 @@
 )]
 
 #[cfg(not(feature = "lq"))]
+#[path = "bucket/costs.rs"]
+mod costs;
+#[cfg(not(feature = "lq"))]
+#[path = "bucket/decided.rs"]
+mod decided;
+#[cfg(not(feature = "lq"))]
+#[path = "bucket/encryption.rs"]
+mod encryption;
+#[cfg(not(feature = "lq"))]
 #[path = "bucket/faults.rs"]
 mod faults;
 #[path = "bucket/place.rs"]
@@ -21,11 +30,17 @@ mod place;
 #[path = "bucket/proxy.rs"]
 mod proxy;
 #[cfg(not(feature = "lq"))]
+#[path = "bucket/secrets.rs"]
+mod secrets;
+#[cfg(not(feature = "lq"))]
 #[path = "bucket/store.rs"]
 mod store;
 #[cfg(not(feature = "lq"))]
 #[path = "suite/store.rs"]
 mod store_suite;
+#[cfg(not(feature = "lq"))]
+#[path = "bucket/streams.rs"]
+mod streams;
 mod suite;
 
 use place::Demands;

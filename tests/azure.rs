@@ -13,6 +13,12 @@
 )]
 
 #[cfg(not(feature = "lq"))]
+#[path = "bucket/costs.rs"]
+mod costs;
+#[cfg(not(feature = "lq"))]
+#[path = "bucket/decided.rs"]
+mod decided;
+#[cfg(not(feature = "lq"))]
 #[path = "bucket/faults.rs"]
 mod faults;
 #[path = "bucket/place.rs"]
@@ -26,6 +32,9 @@ mod store;
 #[cfg(not(feature = "lq"))]
 #[path = "suite/store.rs"]
 mod store_suite;
+#[cfg(not(feature = "lq"))]
+#[path = "bucket/streams.rs"]
+mod streams;
 mod suite;
 
 use place::Demands;

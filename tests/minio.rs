@@ -13,6 +13,15 @@
 )]
 
 #[cfg(not(feature = "lq"))]
+#[path = "bucket/costs.rs"]
+mod costs;
+#[cfg(not(feature = "lq"))]
+#[path = "bucket/decided.rs"]
+mod decided;
+#[cfg(not(feature = "lq"))]
+#[path = "bucket/encryption.rs"]
+mod encryption;
+#[cfg(not(feature = "lq"))]
 #[path = "bucket/faults.rs"]
 mod faults;
 #[path = "bucket/place.rs"]
@@ -26,7 +35,13 @@ mod store;
 #[cfg(not(feature = "lq"))]
 #[path = "suite/store.rs"]
 mod store_suite;
+#[cfg(not(feature = "lq"))]
+#[path = "bucket/streams.rs"]
+mod streams;
 mod suite;
+#[cfg(not(feature = "lq"))]
+#[path = "bucket/verdicts.rs"]
+mod verdicts;
 
 use place::Demands;
 

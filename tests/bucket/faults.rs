@@ -1,29 +1,27 @@
 //! Servers whose store has bad days: a proxy cuts connections before and after a request was carried out, carries it out
-//! late, answers with errors, loses answers. No lease is granted twice, and nothing that was acknowledged is lost.
+//! late, answers with errors, loses answers. No lease is granted twice, and nothing that was acknowledged is lost, neither
+//! an update nor a message.
 //!
 //! `LOCKD_TEST_OPERATIONS` makes it last longer, `LOCKD_TEST_SEED` repeats what goes wrong, though not how threads meet.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::env;
+use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lockd::logging;
-use lockd::store::Store;
 use lockd::store::object::{Location, ObjectStore, OpenError, Options};
-use lockd::store::retry::{RetryPolicy, RetryStore, thread_sleeper};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::DEMANDS;
-use crate::place::BucketPlace;
-use crate::proxy::{METHODS, Proxy, Rates};
+use crate::place::{BucketPlace, retried};
+use crate::proxy::{Proxy, Rates};
 use crate::suite::fixture::{ServerOptions, TestServer};
 use crate::suite::http::{Answer, send};
-use crate::suite::queue_calls::{dequeue_with, enqueue, take, wish_waiting};
+use crate::suite::queue_calls::{Stream, deliveries, enqueue_with};
 use crate::suite::scene::seed;
 
 const SERVERS: usize = 3;
@@ -32,22 +30,56 @@ const KEYS: usize = 5;
 /// How long a lease lives whose holder has given up: a lost answer leaves one.
 const TTL_SECONDS: u64 = 3;
 
-/// An engine on this place that goes through a proxy.
-fn engine_behind(place: &BucketPlace, proxy: &Proxy) -> Result<ObjectStore, OpenError> {
-    let options = Options {
-        drop_grace: Duration::from_secs(1),
-        ..Options::default()
-    };
-    ObjectStore::open(&place.location_at(proxy.address()), options)
+fn operations() -> u64 {
+    env::var("LOCKD_TEST_OPERATIONS").map_or(800, |text| text.parse().unwrap())
 }
 
-fn retried(engine: ObjectStore) -> Arc<dyn Store> {
-    Arc::new(RetryStore::new(
-        Arc::new(engine),
-        RetryPolicy::default(),
-        logging::off(),
-        thread_sleeper(),
-    ))
+/// Several servers, each with a proxy of its own between it and the store.
+struct BadDay {
+    servers: Vec<TestServer>,
+    proxies: Vec<Proxy>,
+}
+
+/// What went wrong.
+struct Faults {
+    requests: u64,
+    faults: u64,
+}
+
+impl BadDay {
+    fn begin(place: &BucketPlace, seed: u64) -> Self {
+        let proxies: Vec<Proxy> = (0..SERVERS as u64)
+            .map(|number| Proxy::start(place.upstream(), Rates::all(12), seed ^ number, &[]))
+            .collect();
+        let start = |proxy: &Proxy| {
+            // The trial at the start has bad days as well, and may come to no verdict.
+            let engine = (0..20)
+                .find_map(|_| place.engine_behind(proxy.address()).ok())
+                .expect("one start in twenty succeeds");
+            TestServer::start(retried(engine), ServerOptions::default())
+        };
+        Self {
+            servers: proxies.iter().map(start).collect(),
+            proxies,
+        }
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        self.servers.iter().map(|server| server.address).collect()
+    }
+
+    fn faults(&self) -> Faults {
+        let counts = self.proxies.iter().map(Proxy::counts);
+        let (requests, faults) = counts.fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        Faults { requests, faults }
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { requests, faults } = self;
+        write!(f, "{requests} requests to the store, {faults} of which went wrong")
+    }
 }
 
 /// What the clients of one key know of it.
@@ -56,29 +88,17 @@ struct Known {
     /// Marks whose release was acknowledged, and marks whose release may have been carried out.
     committed: Vec<u64>,
     perhaps: Vec<u64>,
+    tokens: BTreeSet<i64>,
     last_token: i64,
     holder: Option<u64>,
 }
 
 #[test]
 fn nothing_is_granted_twice_or_lost_on_a_bad_day() {
-    let seed = seed();
-    let operations: u64 = env::var("LOCKD_TEST_OPERATIONS").map_or(800, |text| text.parse().unwrap());
+    let (seed, operations) = (seed(), operations());
     let place = BucketPlace::new(DEMANDS, false);
-    let proxies: Vec<Proxy> = (0..SERVERS as u64)
-        .map(|number| Proxy::start(place.upstream(), Rates::all(12), seed ^ number, &[]))
-        .collect();
-    let servers: Vec<TestServer> = proxies
-        .iter()
-        .map(|proxy| {
-            // The trial at the start has bad days as well, and may come to no verdict.
-            let engine = (0..20)
-                .find_map(|_| engine_behind(&place, proxy).ok())
-                .expect("one start in twenty succeeds");
-            TestServer::start(retried(engine), ServerOptions::default())
-        })
-        .collect();
-    let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address).collect();
+    let day = BadDay::begin(&place, seed);
+    let addresses = day.addresses();
     let known: Vec<Mutex<Known>> = (0..KEYS).map(|_| Mutex::default()).collect();
     let (done, marks) = (AtomicU64::new(0), AtomicU64::new(1));
     thread::scope(|scope| {
@@ -122,15 +142,9 @@ fn nothing_is_granted_twice_or_lost_on_a_bad_day() {
         );
         committed += known.committed.len();
     }
-    let (requests, faults) = proxies
-        .iter()
-        .map(Proxy::counts)
-        .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-    eprintln!(
-        "{} calls, {committed} commits; {requests} requests to the store, {faults} of which went wrong",
-        done.into_inner()
-    );
-    assert!(0 < committed && 0 < faults);
+    let faults = day.faults();
+    eprintln!("{} calls, {committed} commits; {faults}", done.into_inner());
+    assert!(0 < committed && 0 < faults.faults);
 }
 
 /// Takes a lease, adds a mark to the state, and releases. Whatever has no good answer ends it. Returns how many calls it
@@ -148,13 +162,19 @@ fn append(addresses: &[SocketAddr], rng: &mut fastrand::Rng, key: usize, known: 
     let token = lease["fencing_token"].as_i64().unwrap();
     {
         let mut known = known.lock();
-        // Tokens may be skipped, by grants whose answers were lost; none comes twice, and none comes late.
+        // Tokens may be skipped, by grants whose answers were lost. None comes twice, and none comes late, unless this
+        // thread was so late that its lease is over.
+        let is_over = lease["expires_at_unix"].as_i64().unwrap() <= now_unix();
         assert!(
-            known.last_token < token,
+            known.tokens.insert(token),
+            "token {token} of key {key} was granted twice"
+        );
+        assert!(
+            known.last_token < token || is_over,
             "token {token} of key {key} after {}",
             known.last_token
         );
-        known.last_token = token;
+        known.last_token = known.last_token.max(token);
         known.holder = Some(mark);
     }
     let token_text = token.to_string();
@@ -222,6 +242,141 @@ fn state_of(address: SocketAddr, key: usize) -> Vec<u64> {
     }
 }
 
+/// Nobody enqueues while so many messages are waiting: consumers are to meet each other.
+const BACKLOG: usize = 30;
+/// How long a message is leased: a lost answer to a dequeue hides one for so long.
+const VISIBLE_SECONDS: u64 = 4;
+
+/// What producers and consumers know of the messages of one queue, by their number.
+#[derive(Default)]
+struct Messages {
+    /// Their enqueue was acknowledged.
+    taken_in: BTreeSet<u64>,
+    /// Their ack was acknowledged, or may have been carried out.
+    acked: BTreeSet<u64>,
+    perhaps_acked: BTreeSet<u64>,
+    /// Deliveries that broke off.
+    cut_off: u64,
+    /// The tokens of their deliveries.
+    tokens: BTreeMap<u64, Vec<i64>>,
+}
+
+#[test]
+fn no_message_is_lost_or_leased_twice_on_a_bad_day() {
+    let (seed, operations) = (seed(), operations());
+    let place = BucketPlace::new(DEMANDS, false);
+    let day = BadDay::begin(&place, seed);
+    let addresses = day.addresses();
+    let (known, done, numbers) = (Mutex::new(Messages::default()), AtomicU64::new(0), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for client in 0..CLIENTS as u64 {
+            let (addresses, known, done, numbers) = (&addresses, &known, &done, &numbers);
+            let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(37).wrapping_add(client));
+            scope.spawn(move || {
+                while done.load(Ordering::SeqCst) < operations {
+                    let server = addresses[rng.usize(..addresses.len())];
+                    let is_short = {
+                        let known = known.lock();
+                        known.taken_in.len() < known.acked.len() + BACKLOG
+                    };
+                    let calls = if client % 2 == 0 && is_short {
+                        produce(server, known, numbers.fetch_add(1, Ordering::SeqCst))
+                    } else {
+                        consume(server, addresses[rng.usize(..addresses.len())], known)
+                    };
+                    done.fetch_add(calls, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    let known_before = known.lock().acked.len();
+
+    // A good day: what nobody has acknowledged is there, and comes.
+    let calm = TestServer::start(retried(place.engine()), ServerOptions::default());
+    let mut last_seen = Instant::now();
+    while last_seen.elapsed() < 2 * Duration::from_secs(VISIBLE_SECONDS) {
+        if consume(calm.address, calm.address, &known) == 2 {
+            last_seen = Instant::now();
+        }
+    }
+    let known = known.into_inner();
+    let lost: Vec<&u64> = (known.taken_in.iter())
+        .filter(|number| !known.acked.contains(number) && !known.perhaps_acked.contains(number))
+        .collect();
+    assert!(lost.is_empty(), "lost: {lost:?}, seed {seed}");
+    let faults = day.faults();
+    eprintln!(
+        "{} calls, {} messages taken in, {known_before} acknowledged on the bad day, {} after it, {} deliveries cut off; {faults}",
+        done.into_inner(),
+        known.taken_in.len(),
+        known.acked.len() - known_before,
+        known.cut_off
+    );
+    assert!(0 < known_before && 0 < faults.faults);
+}
+
+/// Puts a message in; every other one has a payload that is an object of its own.
+fn produce(server: SocketAddr, known: &Mutex<Messages>, number: u64) -> u64 {
+    let answer = enqueue_with(server, &[], &json!({"queue": "bad-day"}), &payload(number));
+    if answer.status == 200 {
+        known.lock().taken_in.insert(number);
+    }
+    1
+}
+
+fn payload(number: u64) -> Vec<u8> {
+    let padding = if number.is_multiple_of(2) { 0 } else { 5_000 };
+    format!("{number}:{}", "x".repeat(padding)).into_bytes()
+}
+
+/// Takes a message at one server and acknowledges it at another. Returns how many calls it took.
+fn consume(from: SocketAddr, to: SocketAddr, known: &Mutex<Messages>) -> u64 {
+    let wish = json!({"queue": "bad-day", "owner": "test", "visibility_timeout_seconds": VISIBLE_SECONDS,
+        "wait_seconds": -1});
+    let settled_before: BTreeSet<u64> = known.lock().acked.clone();
+    let mut connection = Stream::request(from, "dequeue", &wish);
+    let message = match connection.try_read_answer() {
+        Ok(answer) if answer.status == 200 => deliveries(from, &answer).pop(),
+        Ok(_) => None,
+        // The answer was cut off: its payload could not be had any more.
+        Err(_) => {
+            known.lock().cut_off += 1;
+            None
+        }
+    };
+    let Some(message) = message else {
+        thread::sleep(Duration::from_millis(5));
+        return 1;
+    };
+    let text = String::from_utf8(message.payload.clone()).unwrap();
+    let number: u64 = text.split(':').next().unwrap().parse().expect("a number comes first");
+    assert_eq!(message.payload, payload(number), "message {number} came damaged");
+    assert!(
+        !settled_before.contains(&number),
+        "message {number} came again although it was acknowledged"
+    );
+    {
+        let mut known = known.lock();
+        let tokens = known.tokens.entry(number).or_default();
+        let token = message.number("fencing_token");
+        assert!(
+            !tokens.contains(&token),
+            "message {number} was leased twice under token {token}"
+        );
+        tokens.push(token);
+    }
+    let acked = message.at(to).ack();
+    let mut known = known.lock();
+    match acked.status {
+        200 => assert!(known.acked.insert(number), "message {number} was acknowledged twice"),
+        // It may have been carried out.
+        500.. => drop(known.perhaps_acked.insert(number)),
+        // The lease had lapsed, or an earlier ack was carried out.
+        _ => {}
+    }
+    2
+}
+
 /// A store that does not look at conditions is refused, and the refusal says so. The real one does; so they are taken off on
 /// the way to it. Where requests are signed, that is found out by the signature.
 #[test]
@@ -229,7 +384,7 @@ fn a_store_that_ignores_conditions_is_refused() {
     let place = BucketPlace::new(DEMANDS, false);
     for taken_off in [&["if-match", "if-none-match"][..], &["if-match"], &["if-none-match"]] {
         let proxy = Proxy::start(place.upstream(), Rates::NONE, 0, taken_off);
-        match engine_behind(&place, &proxy) {
+        match place.engine_behind(proxy.address()) {
             Err(OpenError::BreaksPromise { detail, .. }) => assert!(detail.contains("ignores If-"), "{detail}"),
             Err(OpenError::Unusable { detail, .. }) => {
                 assert!(
@@ -243,7 +398,7 @@ fn a_store_that_ignores_conditions_is_refused() {
     }
     // What was refused was refused for that alone.
     let proxy = Proxy::start(place.upstream(), Rates::NONE, 0, &[]);
-    engine_behind(&place, &proxy).unwrap();
+    place.engine_behind(proxy.address()).unwrap();
 }
 
 /// The same with a real one: the server that `LOCKD_TEST_BAD_STORE` names, where `LOCKD_TEST_BAD_KEY` is both halves of the
@@ -264,91 +419,4 @@ fn a_real_store_that_ignores_conditions_is_refused() {
         Ok(_) => panic!("{url} was taken"),
         Err(other) => panic!("{other}"),
     }
-}
-
-/// The bill of whoever pays the store: what each call costs in requests, and what waiting costs.
-#[test]
-fn every_call_costs_few_requests() {
-    let place = BucketPlace::new(DEMANDS, false);
-    let proxy = Proxy::start(place.upstream(), Rates::NONE, 0, &[]);
-    let server = TestServer::start(
-        retried(engine_behind(&place, &proxy).unwrap()),
-        ServerOptions::default(),
-    );
-    let address = server.address;
-    let mut last = proxy.by_method();
-    let mut table = String::new();
-    let mut cost = |what: &str, most: u64| {
-        // What is deleted at leisure belongs to the call as well.
-        thread::sleep(Duration::from_millis(300));
-        let now = proxy.by_method();
-        let spent: Vec<u64> = now.iter().zip(last).map(|(now, last)| now - last).collect();
-        let texts: Vec<String> = (METHODS.iter().zip(&spent).filter(|(_, count)| 0 < **count))
-            .map(|(method, count)| format!("{count} {method}"))
-            .collect();
-        table += &format!("{what:<28} {}\n", texts.join(", "));
-        last = now;
-        let paid: u64 = spent[..4].iter().sum();
-        assert!(paid <= most, "{what} costs {texts:?}\n{table}");
-    };
-    let acquire = |key: &str| {
-        let wish = json!({"key": key, "owner": "o", "ttl_seconds": 30, "block_seconds": -1});
-        post(address, "/v1/acquire", &[], &wish).expect(200).json()
-    };
-    let headers = |lease: &Value| {
-        [
-            ("X-Lease-ID", lease["lease_id"].as_str().unwrap().to_owned()),
-            ("X-Txn-ID", lease["txn_id"].as_str().unwrap().to_owned()),
-            ("X-Fencing-Token", lease["fencing_token"].to_string()),
-        ]
-    };
-    let call = |path: &str, lease: &Value, body: &Value| {
-        let headers = headers(lease);
-        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        post(address, path, &headers, body)
-    };
-    let release = |lease: &Value| {
-        let body = json!({"key": lease["key"], "lease_id": lease["lease_id"], "txn_id": lease["txn_id"]});
-        call("/v1/release", lease, &body).expect(200);
-    };
-    cost("(start)", u64::MAX);
-    let lease = acquire("k");
-    cost("acquire, new key", 4);
-    call("/v1/update?key=k", &lease, &json!(1)).expect(200);
-    cost("update, up to 4 KiB", 2);
-    let beat = json!({"key": "k", "lease_id": lease["lease_id"], "txn_id": lease["txn_id"], "ttl_seconds": 30});
-    call("/v1/keepalive", &lease, &beat).expect(200);
-    cost("keepalive", 2);
-    call("/v1/get?key=k", &lease, &Value::Null).expect(200);
-    cost("get, by the holder", 1);
-    release(&lease);
-    cost("release", 2);
-    let lease = acquire("k");
-    cost("acquire", 3);
-    call("/v1/update?key=k", &lease, &json!("x".repeat(10_000))).expect(200);
-    cost("update, 10 KB", 3);
-    release(&lease);
-    cost("release", 2);
-    post(address, "/v1/get?key=k&public=1", &[], &Value::Null).expect(200);
-    cost("get, public, 10 KB", 2);
-    enqueue(address, "q", b"x");
-    cost("enqueue, up to 4 KiB", 1);
-    let message = take(address, "q");
-    cost("dequeue", 6);
-    message.ack().expect(200);
-    cost("ack", 2);
-    enqueue(address, "q", &[0; 10_000]);
-    cost("enqueue, 10 KB", 2);
-    let message = take(address, "q");
-    cost("dequeue, 10 KB", 7);
-    message.ack().expect(200);
-    cost("ack", 2);
-    // Nothing comes, so this is what the poll floor lets through.
-    let seconds = 10;
-    let began = std::time::Instant::now();
-    let empty = dequeue_with(address, "dequeue", &wish_waiting("q", seconds));
-    assert!(empty.is_err());
-    let most = 2 * began.elapsed().as_secs() / 3 + 4;
-    cost(&format!("a consumer that waits {seconds} s"), most);
-    eprintln!("requests to the store\n{table}");
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use lockd::logging;
 use lockd::store::Store;
-use lockd::store::object::{Location, ObjectStore, Options};
+use lockd::store::object::{Location, ObjectStore, OpenError, Options};
 use lockd::store::retry::{RetryPolicy, RetryStore, thread_sleeper};
 use uuid::Uuid;
 
@@ -118,26 +118,43 @@ impl BucketPlace {
         location
     }
 
+    /// Whether the store lets somebody in whose variables differ in these.
+    #[allow(dead_code, reason = "not every suite asks")]
+    pub(crate) fn opens_with(&self, variables: &[(&str, &str)]) -> bool {
+        let other = |name: &str| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found
+                .map(|(_, value)| (*value).to_owned())
+                .or_else(|| env::var(name).ok())
+        };
+        let location = Location::parse(&self.url, &other)
+            .expect("the scheme was checked")
+            .unwrap();
+        ObjectStore::open(&location, options()).is_ok()
+    }
+
+    #[cfg_attr(feature = "lq", allow(dead_code, reason = "no proxy without the other claims"))]
+    /// This place as a daemon is told it that goes by another address.
+    pub(crate) fn behind(&self, address: SocketAddr) -> Behind<'_> {
+        Behind { place: self, address }
+    }
+
+    #[cfg_attr(feature = "lq", allow(dead_code, reason = "no proxy without the other claims"))]
+    /// Another engine on this place that goes through a proxy.
+    pub(crate) fn engine_behind(&self, address: SocketAddr) -> Result<ObjectStore, OpenError> {
+        ObjectStore::open(&self.location_at(address), options())
+    }
+
     /// Another engine on this place, without retries around it.
     pub(crate) fn engine(&self) -> ObjectStore {
         let location = self.location();
-        let options = Options {
-            // Long enough for whoever reads on, short enough for whoever waits until a body is gone.
-            drop_grace: Duration::from_secs(1),
-            ..Options::default()
-        };
-        ObjectStore::open(&location, options).unwrap_or_else(|error| self.demands.refuse(&error.to_string()))
+        ObjectStore::open(&location, options()).unwrap_or_else(|error| self.demands.refuse(&error.to_string()))
     }
 }
 
 impl Place for BucketPlace {
     fn store(&self) -> Arc<dyn Store> {
-        Arc::new(RetryStore::new(
-            Arc::new(self.engine()),
-            RetryPolicy::default(),
-            logging::off(),
-            thread_sleeper(),
-        ))
+        retried(self.engine())
     }
 
     fn url(&self) -> String {
@@ -153,6 +170,56 @@ impl Place for BucketPlace {
 
     fn servers_are_processes(&self) -> bool {
         self.processes
+    }
+}
+
+/// Retries around an engine, as a daemon has them.
+pub(crate) fn retried(engine: ObjectStore) -> Arc<dyn Store> {
+    let policy = RetryPolicy::default();
+    Arc::new(RetryStore::new(
+        Arc::new(engine),
+        policy,
+        logging::off(),
+        thread_sleeper(),
+    ))
+}
+
+fn options() -> Options {
+    Options {
+        // Long enough for whoever reads on, short enough for whoever waits until a body is gone.
+        drop_grace: Duration::from_secs(1),
+        ..Options::default()
+    }
+}
+
+/// A place behind a proxy, for daemons.
+pub(crate) struct Behind<'a> {
+    place: &'a BucketPlace,
+    address: SocketAddr,
+}
+
+impl Behind<'_> {
+    fn through(&self, text: &str) -> String {
+        text.replace(&self.place.upstream().to_string(), &self.address.to_string())
+    }
+}
+
+impl Place for Behind<'_> {
+    fn store(&self) -> Arc<dyn Store> {
+        retried(self.place.engine_behind(self.address).unwrap())
+    }
+
+    fn url(&self) -> String {
+        self.through(&self.place.url)
+    }
+
+    fn variables(&self) -> Vec<(String, String)> {
+        let variables = self.place.variables().into_iter();
+        variables.map(|(name, value)| (name, self.through(&value))).collect()
+    }
+
+    fn servers_are_processes(&self) -> bool {
+        true
     }
 }
 

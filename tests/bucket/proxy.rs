@@ -19,6 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 /// How often each kind of fault strikes, of a thousand requests.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rates {
@@ -70,7 +72,7 @@ enum Fault {
     Slow,
 }
 
-const FAULT_BODY: &str = "<Error><Code>InternalError</Code><Message>injected</Message></Error>";
+const FAULT_CODE: &str = "InternalError";
 
 /// A proxy on a loopback port, in front of one store.
 pub(crate) struct Proxy {
@@ -89,11 +91,21 @@ struct Shared {
     stopped: AtomicBool,
     /// By method, in the order of [`METHODS`].
     by_method: [AtomicU64; 5],
+    /// The heads of all requests, once somebody wants to read them.
+    heads: Mutex<Option<Vec<String>>>,
+    end: Mutex<Option<End>>,
+    /// The store is gone, as far as anybody on this side can tell.
+    is_dead: AtomicBool,
+    refuses_puts: AtomicBool,
 }
+
+/// When the store shall be gone: with the request that this is true for, which is still carried out.
+type End = Box<dyn FnMut(&str) -> bool + Send>;
 
 /// What is counted apart. A listing is a GET with a query.
 pub(crate) const METHODS: [&str; 5] = ["GET", "LIST", "PUT", "POST", "DELETE"];
 
+#[allow(dead_code, reason = "each suite needs a part of it")]
 impl Proxy {
     pub(crate) fn start(upstream: SocketAddr, rates: Rates, seed: u64, taken_off: &'static [&'static str]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -107,6 +119,10 @@ impl Proxy {
             faults: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             by_method: Default::default(),
+            heads: Mutex::new(None),
+            end: Mutex::new(None),
+            is_dead: AtomicBool::new(false),
+            refuses_puts: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
@@ -130,6 +146,37 @@ impl Proxy {
     pub(crate) fn counts(&self) -> (u64, u64) {
         let [requests, faults] = [&self.shared.requests, &self.shared.faults].map(|count| count.load(Ordering::SeqCst));
         (requests, faults)
+    }
+
+    /// Keeps the heads of requests from now on, for [`heads`](Self::heads).
+    pub(crate) fn keep_heads(&self) {
+        *self.shared.heads.lock() = Some(Vec::new());
+    }
+
+    /// The heads of the requests that came since heads are kept or were last asked for.
+    pub(crate) fn heads(&self) -> Vec<String> {
+        self.shared
+            .heads
+            .lock()
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    /// From the first request on for which this is true of its head, the store is gone: that one is carried out, but its
+    /// answer does not arrive.
+    pub(crate) fn end_with(&self, end: impl FnMut(&str) -> bool + Send + 'static) {
+        *self.shared.end.lock() = Some(Box::new(end));
+    }
+
+    /// From now on nobody has the right to put anything.
+    pub(crate) fn refuse_puts(&self) {
+        self.shared.refuses_puts.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the store is gone.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.shared.is_dead.load(Ordering::SeqCst)
     }
 
     /// Requests that came, by the order of [`METHODS`].
@@ -235,6 +282,17 @@ impl Shared {
         while let Some(request) = Message::read(&mut from_client, false)? {
             let number = self.requests.fetch_add(1, Ordering::SeqCst);
             self.count(&request);
+            if self.is_dead.load(Ordering::SeqCst) {
+                return to_client.shutdown(Shutdown::Both);
+            }
+            if self.refuses_puts.load(Ordering::SeqCst) && request.head.starts_with(b"PUT ") {
+                answer_with(&mut to_client, "403 Forbidden", "AccessDenied")?;
+                continue;
+            }
+            if self.ends_with(&request) {
+                self.ask(&request)?;
+                return to_client.shutdown(Shutdown::Both);
+            }
             let request = request.without(self.taken_off);
             let fault = self.draw(number);
             self.faults.fetch_add(u64::from(fault.is_some()), Ordering::SeqCst);
@@ -245,7 +303,7 @@ impl Shared {
                     thread::sleep(Duration::from_millis(100 + number % 400));
                     return self.ask(&request).map(drop);
                 }
-                Some(Fault::Refused) => answer_with(&mut to_client, "503 Service Unavailable")?,
+                Some(Fault::Refused) => answer_with(&mut to_client, "503 Service Unavailable", FAULT_CODE)?,
                 Some(Fault::Slow) => {
                     thread::sleep(Duration::from_millis(number % 300));
                     self.ask(&request)?.send(&mut to_client)?;
@@ -262,7 +320,7 @@ impl Shared {
                 }
                 Some(Fault::FailedAfter) => {
                     self.ask(&request)?;
-                    answer_with(&mut to_client, "500 Internal Server Error")?;
+                    answer_with(&mut to_client, "500 Internal Server Error", FAULT_CODE)?;
                 }
                 None => self.ask(&request)?.send(&mut to_client)?,
             }
@@ -292,6 +350,21 @@ impl Shared {
         None
     }
 
+    /// True for the last request that is carried out.
+    fn ends_with(&self, request: &Message) -> bool {
+        let head = String::from_utf8_lossy(&request.head);
+        if let Some(heads) = &mut *self.heads.lock() {
+            heads.push(head.to_string());
+        }
+        let mut end = self.end.lock();
+        let is_last = end.as_mut().is_some_and(|end| end(&head));
+        if is_last {
+            *end = None;
+            self.is_dead.store(true, Ordering::SeqCst);
+        }
+        is_last
+    }
+
     fn count(&self, request: &Message) {
         let text = String::from_utf8_lossy(&request.head);
         let mut words = text.split(' ');
@@ -306,9 +379,9 @@ impl Shared {
     }
 }
 
-fn answer_with(client: &mut TcpStream, status: &str) -> io::Result<()> {
-    let length = FAULT_BODY.len();
-    let text =
-        format!("HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {length}\r\n\r\n{FAULT_BODY}");
+fn answer_with(client: &mut TcpStream, status: &str, code: &str) -> io::Result<()> {
+    let body = format!("<Error><Code>{code}</Code><Message>injected</Message></Error>");
+    let length = body.len();
+    let text = format!("HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {length}\r\n\r\n{body}");
     client.write_all(text.as_bytes())
 }

@@ -10,7 +10,7 @@ use super::http::{Connection, chunked, send};
 use super::lockd_calls::wait_until;
 use super::queue_calls::{
     Mode, Stream, assert_empty, boundary_of, deliveries, dequeue_with, enqueue, enqueue_body, enqueue_meta,
-    enqueue_with, post, queue_server, queue_server_with, stats, take, until_some, wish, wish_waiting,
+    enqueue_with, post, queue_server, queue_server_with, stats, take, take_by, until_some, wish, wish_waiting,
 };
 
 const MIB: usize = 1024 * 1024;
@@ -763,9 +763,11 @@ pub fn a_client_that_spins_is_answered_cheaply(backend: &dyn Backend) {
     let mut connection = Connection::open(server.address);
     let body = wish("q").to_string();
     // Everything of the backlog is leased, so that a look at the store would have a lot to read.
+    let mut wish_for_long = wish_waiting("q", 10);
+    wish_for_long["visibility_timeout_seconds"] = json!(120);
     for _ in 0..30 {
         enqueue(server.address, "q", b"x");
-        take(server.address, "q");
+        take_by(server.address, "dequeue", &wish_for_long);
     }
     for _ in 0..500 {
         let answer = connection.ask("POST", "/v1/queue/dequeue", &[], body.as_bytes());
