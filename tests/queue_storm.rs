@@ -14,7 +14,8 @@
 //! ```
 //!
 //! `cargo test --release --test queue_storm -- --ignored --nocapture` measures how long a waiting consumer waits for a
-//! message that is enqueued, at its own server and at another one. `LOCKD_STORM_ROUNDS` says how often. With `LOCKD_STORE`
+//! message that is enqueued, at its own server and at another one. `LOCKD_STORM_ROUNDS` says how often, and
+//! `LOCKD_STORM_PAUSE_MS` how long the consumer has waited at the most, by chance, before the message comes. With `LOCKD_STORE`
 //! (`disk:///...`) it does so there, and the other server uses `LOCKD_STORE_SECOND_MOUNT`: `ci/bench-wake-up nfs` runs it on NFS.
 
 #![allow(
@@ -415,6 +416,7 @@ fn wake_up_latency() {
     let stores = two_ways_to_a_store(dir.path());
     let daemons = stores.map(|store| Daemon::start(&store, &log, free_address()));
     let rounds = number_from("LOCKD_STORM_ROUNDS", 500);
+    let pause_ms_max = number_from("LOCKD_STORM_PAUSE_MS", 0);
     for (name, producer) in [("same server", 0), ("other server", 1)] {
         let (mut wake_ups, mut enqueues) = (Histogram::<u64>::new(3).unwrap(), Histogram::<u64>::new(3).unwrap());
         let sent_at = AtomicU64::new(0);
@@ -442,6 +444,8 @@ fn wake_up_latency() {
                 while !waiting() {
                     thread::yield_now();
                 }
+                // What is looked for when a consumer comes, and then for a while no more, is not found by waiting.
+                thread::sleep(Duration::from_millis(fastrand::u64(0..=pause_ms_max)));
                 let mut client = Client::new(&addresses[producer..=producer], 0);
                 client.rng = fastrand::Rng::with_seed(7);
                 client.connection = Some(Connection::open(addresses[producer]));

@@ -4,8 +4,8 @@
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
 use lockd::clock::{SharedClock, SystemClock};
 use lockd_client::{Client, Dequeue, Wait};
@@ -37,7 +37,19 @@ pub(super) fn run(plan: &Plan, program: &Path) -> Result<(), Failure> {
     report_memory(plan, took, long.resident_bytes()?.saturating_sub(before), before);
     let short = Daemon::start(plan, program, "short")?;
     short.fill(plan, plan.beside)?;
+    let used = [short.cpu_micros()?, long.cpu_micros()?];
     take_turns(plan, || short.cycle(plan, &clock), || long.cycle(plan, &clock))?;
+    let cycles = (plan.cycles * plan.rounds) as f64;
+    let [few, many] = [
+        (short.cpu_micros()? - used[0]) / cycles,
+        (long.cpu_micros()? - used[1]) / cycles,
+    ];
+    println!(
+        "all three take {few:.2} us of the daemon's processor time beside {}, {many:.2} us beside {}: ratio {:.2}",
+        plan.beside,
+        plan.messages,
+        many / few
+    );
     println!(
         "resident at the end: {} MiB beside {}, {} MiB beside {}",
         short.resident_bytes()? >> 20,
@@ -54,7 +66,7 @@ impl Daemon {
             None => "mem://".to_owned(),
             Some(root) => {
                 let root = new_root(root, name)?;
-                std::fs::create_dir_all(&root)?;
+                fs::create_dir_all(&root)?;
                 format!("disk://{}", root.canonicalize()?.display())
             }
         };
@@ -87,6 +99,20 @@ impl Daemon {
 
     fn resident_bytes(&self) -> Result<u64, Failure> {
         resident_bytes(&self.child.id().to_string())
+    }
+
+    /// Processor time that it has used so far. A busy machine changes it less than it changes any other time.
+    fn cpu_micros(&self) -> Result<f64, Failure> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The second field is a name in parentheses and may hold anything.
+        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let ticks: u64 = fields
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|field| field.parse::<u64>().ok())
+            .sum();
+        Ok(ticks as f64 * 1e6 / rustix::param::clock_ticks_per_second() as f64)
     }
 
     fn fill(&self, plan: &Plan, messages: usize) -> Result<(), Failure> {
