@@ -26,6 +26,8 @@ mod measures;
 mod power;
 #[path = "store_disk/processes.rs"]
 mod processes;
+#[path = "store_disk/room.rs"]
+mod room;
 #[path = "store_disk/rules.rs"]
 mod rules;
 #[path = "suite/store.rs"]

@@ -3,8 +3,9 @@
 //!
 //! The model of the disk is the harshest that the engine's assumptions allow: a file has the bytes of its last sync, and a
 //! directory the names of its own last sync. More images are tried at each point, because a disk may also have written
-//! more than it was asked to: the unsynced mark arrived; half of what was appended arrived; files that were removed are gone
-//! although nothing else arrived; everything did. The directory above the root is a part of the model too.
+//! more than it was asked to: the unsynced mark arrived; the first half of what was written to each file arrived, or the
+//! second half alone; files that were removed are gone although nothing else arrived; everything did. The directory above
+//! the root is a part of the model too.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -40,12 +41,20 @@ struct Disk {
 enum Luck {
     None,
     Mark,
-    Half,
+    FirstHalf,
+    SecondHalf,
     Removals,
     All,
 }
 
-const ALL_LUCK: [Luck; 5] = [Luck::None, Luck::Mark, Luck::Half, Luck::Removals, Luck::All];
+const ALL_LUCK: [Luck; 6] = [
+    Luck::None,
+    Luck::Mark,
+    Luck::FirstHalf,
+    Luck::SecondHalf,
+    Luck::Removals,
+    Luck::All,
+];
 
 impl Disk {
     fn synced(&mut self, file: &File) {
@@ -82,15 +91,31 @@ impl Disk {
             let bytes = match luck {
                 Luck::All => written,
                 Luck::Mark if name == "commit.lock" => written,
-                Luck::Half if synced.len() < written.len() => {
-                    let half = synced.len() + (written.len() - synced.len()).div_ceil(2);
-                    written[..half].to_vec()
-                }
+                // Its first line and its mark are shorter than what a disk writes at once.
+                Luck::FirstHalf | Luck::SecondHalf if name != "commit.lock" => half_written(&synced, &written, luck),
                 _ => synced,
             };
             fs::write(target, bytes).unwrap();
         }
     }
+}
+
+/// A file of which one half of what has changed since its last sync has arrived.
+fn half_written(synced: &[u8], written: &[u8], luck: Luck) -> Vec<u8> {
+    let before = |at: usize| synced.get(at).copied().unwrap_or(0);
+    let has_changed = |at: &usize| written[*at] != before(*at);
+    let (Some(first), Some(last)) = (
+        (0..written.len()).find(has_changed),
+        (0..written.len()).rfind(has_changed),
+    ) else {
+        return synced.to_vec();
+    };
+    let middle = (first + last).div_ceil(2);
+    if matches!(luck, Luck::FirstHalf) {
+        return [&written[..middle], synced.get(middle..).unwrap_or_default()].concat();
+    }
+    let first_half: Vec<u8> = (0..middle).map(before).collect();
+    [&first_half, &written[middle..]].concat()
 }
 
 fn names_in(dir: &Path) -> BTreeMap<String, (u64, bool)> {

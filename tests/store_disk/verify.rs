@@ -117,7 +117,7 @@ fn a_flipped_bit_anywhere_in_the_log_is_a_fault_of_its_frame_and_opening_agrees(
     for path in snapshots.iter().chain(&segments) {
         let good = fs::read(path).unwrap();
         let offsets = frame_offsets(&good);
-        for at in (0..good.len()).step_by(7) {
+        for at in (0..*offsets.last().unwrap()).step_by(7) {
             let mut bad = good.clone();
             bad[at] ^= 1 << rng.u32(..8);
             fs::write(path, &bad).unwrap();
@@ -156,10 +156,10 @@ fn a_missing_or_shortened_file_of_the_log_is_a_fault() {
         copy_root(&root, &bad_root);
         let bad_path = bad_root.join("log").join(path.file_name().unwrap());
         let bytes = fs::read(&path).unwrap();
-        fs::write(&bad_path, &bytes[..bytes.len() - 5]).unwrap();
+        let frames = frame_offsets(&bytes);
+        fs::write(&bad_path, &bytes[..frames[frames.len() - 1] - 5]).unwrap();
         let found = faults(&bad_root);
         assert_eq!(found[0].place, bad_path.display().to_string(), "{found:?}");
-        let frames = frame_offsets(&bytes);
         assert_eq!(found[0].offset, frames[frames.len() - 2] as u64, "{found:?}");
 
         // Cut between two frames, all that is left is whole.
@@ -203,6 +203,8 @@ fn what_a_crash_leaves_is_a_remark_and_stays_as_it_is() {
     filled_root(&root);
     let last = log_files(&root, "segment").pop().unwrap();
     let mut file = fs::OpenOptions::new().append(true).open(&last).unwrap();
+    let end = frame_offsets(&fs::read(&last).unwrap()).pop().unwrap();
+    file.set_len(end as u64).unwrap();
     file.write_all(b"lkfr and the rest of it was never written").unwrap();
     let snapshot = log_files(&root, "snapshot").remove(0);
     let unfinished = fs::read(&snapshot).unwrap();

@@ -57,6 +57,8 @@ const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 const BATCH_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - GROUP_BYTES_MAX;
 /// With fewer waiting, the next one leads itself, which saves waking somebody who then wakes it.
 const HAND_OVER_MIN: usize = 4;
+/// Room is made in steps of at least so many bytes.
+const ROOM_BYTES_MIN: u64 = 16 * 1024;
 /// Longest name that the format holds; contract and keys allow 512 bytes.
 const NAME_BYTES_MAX: usize = u16::MAX as usize;
 
@@ -275,6 +277,7 @@ impl Core {
     fn append(&self, file: &LogFile, offset: u64, frame: &[u8]) -> Result<(), StoreError> {
         let appended = (self.counting.step(Step::Append))
             .and_then(|()| file.file.write_all_at(frame, offset))
+            .map(|()| self.make_room(file, offset + frame.len() as u64))
             .and_then(|()| self.counting.sync(&file.file, Step::AppendSync));
         let Err(cause) = appended else { return Ok(()) };
         let cut_back = (self.counting.step(Step::CutBack))
@@ -286,6 +289,21 @@ impl Core {
             Ok(()) => StoreError::NotDone { detail },
             Err(_) => StoreError::Unknown { detail },
         })
+    }
+
+    /// Writes zeroes ahead when the log has just used up its room. They become durable with what was appended. If there is
+    /// no space for them, the next append does without, as if there were no such thing.
+    fn make_room(&self, file: &LogFile, end: u64) {
+        let room_bytes_max = self.options.room_bytes_max;
+        let has_room = file.file.metadata().is_ok_and(|metadata| end < metadata.len());
+        if self.network || room_bytes_max == 0 || has_room {
+            return;
+        }
+        // Little for a little log, and nothing that the next segment would have to do without.
+        let room_bytes = end.clamp(ROOM_BYTES_MIN.min(room_bytes_max), room_bytes_max);
+        let wanted = (end + room_bytes).min(self.options.segment_bytes_max);
+        let bytes = usize::try_from(wanted.saturating_sub(end)).unwrap_or(0);
+        let _ = file.file.write_all_at(&vec![0; bytes], end);
     }
 
     /// Tells the others what has been made durable, then takes it up into memory. Readers of this process that find the
@@ -334,6 +352,8 @@ impl Core {
         let seal = encode_frame(FrameKind::Seal, tail.sequence, tail.file.header.salt, &number);
         let sealed = tail.file.clone();
         self.append(&sealed, tail.offset, &seal)?;
+        // What is left of its room is of no use any more. It does no harm if this does not last.
+        let _ = sealed.file.set_len(tail.offset + seal.len() as u64);
         self.move_mark(Position {
             segment: next.number(),
             offset: FILE_HEADER_BYTES as u64,

@@ -8,8 +8,13 @@
 //!   could move the mark. Only who holds the exclusive lock looks there, so nobody is writing. Whole frames are synced, since
 //!   it is not known whether their writer came to that: otherwise somebody could read what the next loss of power takes
 //!   away. Then the mark moves, and then they are applied like everything before the mark. Bytes that are no frame are a
-//!   torn tail if nothing valid follows them, and are cut; if a valid frame follows, they are damage.
-
+//!   torn tail if nothing valid follows them, and are cut; if a valid frame follows, they are damage. Zeroes are room that
+//!   somebody has made for what comes next.
+//!
+//! A disk that loses power may have written the end of a frame and not its beginning, so whoever enters a segment looks at
+//! all of the room once. After that only a process of this machine can have died there, and it leaves a beginning: a look
+//! at the first bytes is enough.
+//!
 //! # On NFS
 //!
 //! Only the lock of a file's own descriptor makes what is read from it fresh, so whoever reads a segment locks it; and as
@@ -25,7 +30,9 @@ use std::time::Duration;
 
 use super::Step;
 use super::engine::Core;
-use super::frame::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileKind, Flaw, FrameKind, holds_a_frame, read_u32};
+use super::frame::{
+    FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileKind, Flaw, FrameKind, holds_a_frame, is_room, read_u32,
+};
 use super::index::{Changes, Index};
 use super::lock::{Mode, try_lock};
 use super::mark::{Position, write_mark};
@@ -48,6 +55,9 @@ pub(super) struct Tail {
     pub(super) reader: FrameReader,
     /// On NFS: the lock of `file`, while a commit prepares.
     pub(super) held: Option<SegmentLock>,
+    /// All that lies behind the end of the file has been looked at since it was entered, and was room. From then on only
+    /// processes of this machine that were killed can leave something there, and they leave it at the end.
+    pub(super) room_is_clean: bool,
 }
 
 /// What was news on the way.
@@ -150,6 +160,16 @@ impl Core {
                 return Err(file.corrupt(length, Flaw::Shrunk));
             }
             let mut next = None;
+            let is_current = Arc::ptr_eq(&file, &tail.file);
+            let end = Position {
+                segment: file.number(),
+                offset,
+            };
+            if is_current && offset == length {
+                tail.room_is_clean = !self.network;
+            } else if is_current && tail.room_is_clean && begins_with_room(&file, offset, length)? {
+                return Ok(end);
+            }
             if offset < length {
                 self.sync_settling(&file)?;
                 tail.reader.forget();
@@ -171,7 +191,10 @@ impl Core {
                     Err(ReadError::Flaw(flaw)) => flaw,
                     Err(ReadError::Io(cause)) => return Err(file.failed("reading", &cause)),
                 };
-                self.cut_torn_tail(&file, offset, length, flaw)?;
+                if !self.is_all_room(&file, offset, length)? {
+                    self.cut_torn_tail(&file, offset, length, flaw)?;
+                }
+                tail.room_is_clean = is_current && !self.network;
                 tail.reader.forget();
                 break;
             }
@@ -226,7 +249,7 @@ impl Core {
             offset,
             sequence,
             reader,
-            held: _,
+            ..
         } = tail;
         let (head, payload) = match reader.read(file, *offset, end) {
             Ok(frame) => frame,
@@ -281,6 +304,7 @@ impl Core {
         tail.offset = FILE_HEADER_BYTES as u64;
         tail.held = None;
         tail.file = file.clone();
+        tail.room_is_clean = false;
         let mut index: parking_lot::RwLockWriteGuard<'_, Index> = self.index.write();
         index.applied = tail.position();
         index.files.insert(file.id(), file);
@@ -301,6 +325,12 @@ impl Core {
         *index = new_index;
         *tail = new_tail;
         Ok(())
+    }
+
+    /// True if nothing but zeroes lies behind this offset.
+    fn is_all_room(&self, file: &LogFile, offset: u64, length: u64) -> Result<bool, StoreError> {
+        Ok(begins_with_room(file, offset, length)?
+            && is_room(&file.read_at(offset, usize::try_from(length - offset).unwrap_or(usize::MAX))?))
     }
 
     fn cut_torn_tail(&self, file: &LogFile, offset: u64, length: u64, flaw: Flaw) -> Result<(), StoreError> {
@@ -366,4 +396,10 @@ impl StoreError {
             other => other,
         }
     }
+}
+
+/// True if no frame begins at this offset, not even a torn one: a writer writes from front to back.
+fn begins_with_room(file: &LogFile, offset: u64, length: u64) -> Result<bool, StoreError> {
+    let bytes = (FRAME_HEADER_BYTES as u64).min(length - offset);
+    Ok(is_room(&file.read_at(offset, bytes as usize)?))
 }

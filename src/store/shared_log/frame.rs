@@ -11,6 +11,9 @@
 //!        24 start offset u64            32 sequence u64  40 salt u64     48 zeroes
 //!        60 crc32 of the 60 bytes before
 //!
+//! behind the last frame of a segment that is not sealed there may be zeroes: room that was made ahead. What is written
+//! there changes no length, so a sync need not wait for the journal of the file system.
+//!
 //! frame   0 "lkfr"       4 kind u32      8 length u32    12 crc32 u32    16 sequence u64
 //!        24 payload, `length` bytes
 //! ```
@@ -225,6 +228,11 @@ pub(super) fn encode_frame(kind: FrameKind, sequence: u64, salt: u64, payload: &
     frame.extend_from_slice(payload);
     finish_frame(&mut frame, kind, sequence, salt);
     frame
+}
+
+/// True for what lies behind the last frame of a segment that has room: nothing yet.
+pub(super) fn is_room(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 /// True if a valid frame begins anywhere in these bytes.

@@ -107,6 +107,9 @@ pub struct Options {
     pub delete_grace: Duration,
     /// Bodies of a batch that are larger get a file of their own.
     pub body_bytes_in_log_max: usize,
+    /// Zeroes are written ahead of the end of the log, at most so many bytes at once, so that a sync need not make a new
+    /// length durable too. 0: never. Not done over a network.
+    pub room_bytes_max: u64,
     /// For tests: called before each step on the disk, and may fail it.
     #[doc(hidden)]
     pub step_hook: Option<StepHook>,
@@ -123,6 +126,7 @@ impl Default for Options {
             compact_bytes_min: 128 * 1024 * 1024,
             delete_grace: Duration::from_secs(120),
             body_bytes_in_log_max: 64 * 1024,
+            room_bytes_max: 1024 * 1024,
             step_hook: None,
             as_if_network: false,
         }

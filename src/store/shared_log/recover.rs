@@ -177,6 +177,7 @@ fn begin(mut index: Index, file: Arc<LogFile>, start: Position, sequence: u64) -
         sequence,
         reader: FrameReader::default(),
         held: None,
+        room_is_clean: false,
     };
     (index, tail)
 }

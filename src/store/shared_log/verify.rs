@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use super::body;
 use super::frame::{
-    FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileKind, Flaw, FrameHead, FrameKind, holds_a_frame, read_u32,
+    FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileKind, Flaw, FrameHead, FrameKind, holds_a_frame, is_room, read_u32,
 };
 use super::index::{Changes, Index};
 use super::lock::{Mode, TURN_FILE, try_lock};
@@ -404,7 +404,7 @@ impl LogCheck<'_> {
             walked.end += (FRAME_HEADER_BYTES + head.length) as u64;
             self.frames += 1;
         }
-        if walked.end < length && walked.sealed_for.is_some() {
+        if walked.end < length && walked.sealed_for.is_some() && !is_room(&rest_of(&file, walked.end, length)?) {
             return Err(file.corrupt(walked.end, Flaw::Magic));
         }
         let end = Position {
@@ -462,17 +462,17 @@ impl LogCheck<'_> {
 
     /// Bytes that are no frame: a torn tail if they lie behind the mark and no frame follows them, else damage.
     fn judge_flaw(&mut self, file: &LogFile, position: Position, length: u64, flaw: Flaw) -> Result<(), StoreError> {
-        let rest = file.read_at(
-            position.offset,
-            usize::try_from(length - position.offset).unwrap_or(usize::MAX),
-        )?;
+        let rest = rest_of(file, position.offset, length)?;
         if position < self.mark || holds_a_frame(rest.get(1..).unwrap_or_default(), file.header.salt) {
             return Err(file.corrupt(position.offset, flaw));
         }
+        let torn_bytes = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        if torn_bytes == 0 {
+            return Ok(());
+        }
         self.segments.remarks.push(format!(
             "segment {} ends with {} bytes of a write that was never finished; the next start cuts them off",
-            position.segment,
-            rest.len()
+            position.segment, torn_bytes
         ));
         Ok(())
     }
@@ -536,6 +536,10 @@ impl LogCheck<'_> {
         self.segments
             .fault(place.display().to_string(), 0, "the file is missing");
     }
+}
+
+fn rest_of(file: &LogFile, offset: u64, length: u64) -> Result<Vec<u8>, StoreError> {
+    file.read_at(offset, usize::try_from(length - offset).unwrap_or(usize::MAX))
 }
 
 /// Where a start goes on behind a snapshot.
