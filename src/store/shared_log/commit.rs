@@ -14,7 +14,8 @@
 //! The lead goes to the next writer in the queue. When many wait, it goes to a thread of the engine's own instead, which
 //! keeps it as long as somebody waits: it runs already when a group is done, while the next writer would have to be woken
 //! first, among all those that were just answered. It also wakes only one of those before it goes on; that one wakes the
-//! rest while the next group is on its way to the disk.
+//! rest while the next group is on its way to the disk. So that groups stay large when the disk is quick, it gives those who
+//! were just answered a moment to come back.
 //!
 //! # What each failure leaves
 //!
@@ -31,8 +32,9 @@ use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Step;
 use super::engine::Core;
@@ -57,6 +59,8 @@ const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 const BATCH_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - GROUP_BYTES_MAX;
 /// With fewer waiting, the next one leads itself, which saves waking somebody who then wakes it.
 const HAND_OVER_MIN: usize = 4;
+/// How long a group is gathered. Less than many a disk takes to sync, and only while many write.
+const GATHER_MAX: Duration = Duration::from_micros(500);
 /// Room is made in steps of at least so many bytes.
 const ROOM_BYTES_MIN: u64 = 16 * 1024;
 /// Longest name that the format holds; contract and keys allow 512 bytes.
@@ -70,6 +74,8 @@ pub(super) struct Queue {
     /// The lead is the engine's own thread's to take.
     handed_over: bool,
     closed: bool,
+    /// With so many waiting, whoever gathers a group has enough.
+    gathered_at: usize,
 }
 
 impl Queue {
@@ -79,6 +85,7 @@ impl Queue {
             led: false,
             handed_over: false,
             closed: false,
+            gathered_at: usize::MAX,
         }
     }
 }
@@ -126,6 +133,9 @@ impl Core {
         let leads = {
             let mut queue = self.queue.lock();
             queue.pending.push_back(request.clone());
+            if queue.pending.len() == queue.gathered_at {
+                self.handed_over.notify_one();
+            }
             !mem::replace(&mut queue.led, true)
         };
         if leads || request.wait_for_answer_or_lead() {
@@ -173,15 +183,18 @@ impl Core {
                 }
                 queue.handed_over = false;
             }
+            let mut answered = 0;
             loop {
                 let group = {
                     let mut queue = self.queue.lock();
+                    self.gather(&mut queue, answered);
                     queue.led = !queue.pending.is_empty();
                     take_group(&mut queue)
                 };
                 if group.is_empty() {
                     break;
                 }
+                answered = group.len();
                 let lead = Lead {
                     core: self,
                     group,
@@ -196,6 +209,17 @@ impl Core {
                     });
                 }
             }
+        }
+    }
+
+    /// Waits a little for those who have just been answered and will write again, so that groups stay large when the disk
+    /// is quick: until half of all who are about are in the queue.
+    fn gather(&self, queue: &mut MutexGuard<'_, Queue>, answered: usize) {
+        let wanted = (answered + queue.pending.len()) / 2;
+        if queue.pending.len() < wanted {
+            queue.gathered_at = wanted;
+            self.handed_over.wait_for(queue, GATHER_MAX);
+            queue.gathered_at = usize::MAX;
         }
     }
 
