@@ -10,6 +10,7 @@
 //!
 //! Left out on purpose: any limit on size (the limits on requests are above), and any life after the process.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
 use std::mem;
@@ -247,9 +248,13 @@ impl Data {
                         value: value.clone(),
                         etag: etag.clone(),
                     };
-                    match self.records.get_mut(&write.key) {
-                        Some(place) => Some(mem::replace(place, new)),
-                        None => self.records.insert(write.key.clone(), new),
+                    // One way down the map, whether the record is there or not: among many records that is what a write costs.
+                    match self.records.entry(write.key.clone()) {
+                        Entry::Occupied(mut place) => Some(place.insert(new)),
+                        Entry::Vacant(place) => {
+                            place.insert(new);
+                            None
+                        }
                     }
                 }
                 _ => self.records.remove(&write.key),
