@@ -22,11 +22,14 @@
 //! | the lock is taken in turn | here, `nobody_takes_the_lock_out_of_turn` |
 //! | one process compacts at a time, and only who could do so removes old files | here, `while_another_process_compacts_...`, `old_files_go_...` |
 //! | a snapshot says where the log goes on before its first page is read | `processes::compaction_goes_on_among_writers_...` |
-//! | numbers are never used twice, files stay for a grace | `processes::nothing_acknowledged_...`, `processes::killed_at_each_step_...` |
 //! | who sleeps through a compaction begins again | `processes::a_process_that_sleeps_...` |
 //! | files of bodies that were dropped go, at the latest when the root is opened again | here, `the_file_of_a_dropped_body_...` |
 //! | every file has a salt of its own | here, `no_two_files_have_the_same_salt` |
 //! | on NFS: what is read is read under locks, what is written is written under that of its segment | here, `on_nfs_...` |
+//!
+//! Not seen by any test: that files stay for a grace, and that loading begins again when one has gone meanwhile; each of the
+//! two makes up for the lack of the other unless somebody is very slow. That the mark is synced on NFS shows only where a
+//! machine is cut off, in `tests/shared_log/mounts.rs`.
 
 use std::fs;
 use std::path::Path;
