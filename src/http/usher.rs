@@ -16,6 +16,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -44,8 +45,9 @@ pub(super) struct Usher {
     kernel: PeerProbe,
     /// What our own probe asks for; nobody else knows of it.
     probe_url: String,
-    /// For each port that a client can have, a mark of the address that was last seen with it.
-    seen: Vec<AtomicU32>,
+    /// For each port that a client can have, a mark of the address that was last seen with it; 256 ports in a block, and a
+    /// block where one of them was seen. Most daemons see few.
+    seen: Vec<OnceLock<Box<[AtomicU32]>>>,
 }
 
 impl Usher {
@@ -54,8 +56,7 @@ impl Usher {
             ListenerAddr::Tcp(address) => (ListenerAddr::Tcp(reachable(*address)), Some(address.port())),
             unix @ ListenerAddr::Unix(_) => (unix.clone(), None),
         };
-        // Zeroed memory that is never touched costs nothing.
-        let seen = (0..=u16::MAX).map(|_| AtomicU32::new(0)).collect();
+        let seen = (0..=u8::MAX).map(|_| OnceLock::new()).collect();
         Self {
             reachable,
             port,
@@ -78,10 +79,9 @@ impl Usher {
         client.ip().hash(&mut hasher);
         // The low half is as good as any; a zero would look like an empty place.
         let mark = u32::try_from(hasher.finish() & u64::from(u32::MAX)).unwrap_or(1) | 1;
-        match self.seen.get(usize::from(client.port())) {
-            Some(place) => place.swap(mark, Ordering::Relaxed) != mark,
-            None => true,
-        }
+        let [high, low] = client.port().to_be_bytes();
+        let block = self.seen[usize::from(high)].get_or_init(|| (0..=u8::MAX).map(|_| AtomicU32::new(0)).collect());
+        block[usize::from(low)].swap(mark, Ordering::Relaxed) != mark
     }
 
     /// Looks until every connection that has sent something is being read, or for about a quarter of a second. False:
@@ -169,5 +169,9 @@ mod tests {
         assert!(usher.is_news(Some(&another)));
         assert!(usher.is_news(Some(&client)));
         assert!(usher.is_news(None));
+        for port in [0, 255, 256, u16::MAX] {
+            let client = SocketAddr::from(([127, 0, 0, 1], port));
+            assert!(usher.is_news(Some(&client)) && !usher.is_news(Some(&client)), "{port}");
+        }
     }
 }
