@@ -243,7 +243,7 @@ fn a_daemon_that_ran_out_of_descriptors_serves_again_when_there_are_some() {
         let mut before = TcpStream::connect(daemon.address).unwrap();
         before.set_read_timeout(Some(PATIENCE)).unwrap();
         assert!(is_well(&mut before));
-        for round in 0..2 {
+        for _ in 0..2 {
             let told = |log: &str| log.matches("http.accept.failed").count() + log.matches("\"panic\"").count();
             let told_before = told(&daemon.log());
             let many: Vec<_> = (0..files)
@@ -252,12 +252,10 @@ fn a_daemon_that_ran_out_of_descriptors_serves_again_when_there_are_some() {
             wait_until("descriptors are used up", || told_before < told(&daemon.log()));
             assert!(is_well(&mut before));
             drop(many);
-            wait_until("new connections are served", || is_served(daemon.address));
-            assert!(
-                is_served(daemon.address),
-                "limit {files}, round {round}: {}",
-                daemon.log()
-            );
+            // Who still stood in the queue of the listener takes descriptors once more before it settles.
+            wait_until("new connections are served, one after the other", || {
+                (0..5).all(|_| is_served(daemon.address))
+            });
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::threads;
 const SYS: &str = "api.http.metrics";
 /// Connections at the same time. Who watches is one or two.
 const PLACES: usize = 8;
-/// Threads that may still be ending beyond that; then new connections are closed unread.
+/// Threads, with those that are ending; then a new connection waits until one of these has ended.
 const THREADS_MAX: usize = 4 * PLACES;
 /// A connection lasts no longer, whatever its client does.
 const TIME: Duration = Duration::from_secs(10);
@@ -151,8 +151,11 @@ impl Shared {
             oldest.is_over = true;
             let _ = oldest.socket.shutdown(Shutdown::Both);
         }
-        if THREADS_MAX <= visits.len() {
-            return Ok(());
+        if THREADS_MAX <= visits.len()
+            && let Some(ending) = visits.iter().position(|visit| visit.is_over)
+        {
+            // Its socket is shut, so nothing holds it up. Who comes now waits that long, rather than being sent away.
+            let _ = visits.remove(ending).thread.join();
         }
         let (shared, visitor) = (Arc::clone(self), socket.try_clone()?);
         let thread = threads::spawn("metrics-page", move || {

@@ -78,7 +78,7 @@ impl Listen {
         Ok(Listen::Tcp { host, port, family })
     }
 
-    /// Reads the TCP address for metrics, likewise, but that the port is [`DEFAULT_METRICS_PORT`] when none is given.
+    /// Reads the TCP address for metrics, likewise, but that the port is 9464 when none is given.
     pub fn parse_metrics(address: &str) -> Result<Self, String> {
         let (host, port) = split_port(address.trim(), DEFAULT_METRICS_PORT)?;
         let family = Family::Any;

@@ -5,7 +5,7 @@
 //! that a conditional write names. If it is out of date, the store refuses the write, and the caller reads and begins again.
 //! So nothing that is answered to anybody may rest on it: a refusal, a reading, a write without a condition.
 //!
-//! Kept are records that are leased until some time, at most [`BYTES_MAX`] of them in all.
+//! Kept are records that are leased until some time, at most a mebibyte of them in all.
 
 use std::collections::HashMap;
 
