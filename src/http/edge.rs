@@ -19,6 +19,9 @@ use crate::logging::Logger;
 use crate::net::peer::{Mark, Peer, PeerProbe, PeerState};
 use crate::net::sever::{self, ListenerAddr};
 
+/// How long a stopping server still carries out what clients ask on connections that they have.
+const LATE_REQUESTS: Duration = Duration::from_secs(1);
+
 /// Shared by intake and workers.
 pub struct Edge {
     /// The time.
@@ -127,17 +130,20 @@ impl Edge {
     /// Waits until no request is under way, but no longer than this, and shuts the edge. True: none is.
     ///
     /// There is no moment between the last answer and the shutting: a request that comes in then would be carried out and
-    /// its connection cut before the answer.
+    /// its connection cut before the answer. Clients that ask again and again may leave no such moment at all; so after a
+    /// while nothing more is begun, and what remains is waited for.
     pub fn shut_when_quiet(&self, patience: Duration) -> bool {
-        let deadline = self.clock.now().after(patience);
+        let began = self.clock.now();
         let mut under_way = self.under_way.lock();
-        while *under_way != 0 {
-            let left = deadline.since(self.clock.now());
-            if left.is_zero() || self.none_under_way.wait_for(&mut under_way, left).timed_out() {
-                break;
+        for until in [began.after((patience / 2).min(LATE_REQUESTS)), began.after(patience)] {
+            while *under_way != 0 {
+                let left = until.since(self.clock.now());
+                if left.is_zero() || self.none_under_way.wait_for(&mut under_way, left).timed_out() {
+                    break;
+                }
             }
+            self.shut.store(true, Ordering::SeqCst);
         }
-        self.shut.store(true, Ordering::SeqCst);
         *under_way == 0
     }
 
@@ -263,5 +269,31 @@ impl Drop for UnderWay {
         if *under_way == 0 {
             self.edge.none_under_way.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::logging;
+
+    #[test]
+    fn a_server_that_is_never_quiet_begins_nothing_more_and_finishes_what_it_has() {
+        let listener = ListenerAddr::Tcp(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let edge = Edge::new(listener, 1, SystemClock::shared(), logging::off(), None);
+        let request = edge.enter();
+        thread::scope(|scope| {
+            let shutting = scope.spawn(|| edge.shut_when_quiet(Duration::from_secs(60)));
+            while !edge.is_shut() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(edge.under_way(), 1);
+            assert!(!shutting.is_finished());
+            drop(request);
+            assert!(shutting.join().unwrap());
+        });
     }
 }
