@@ -3,7 +3,10 @@ use std::time::Duration;
 use super::rules::{NewMessage, Refusal};
 use super::testbed::{Bed, SIZES, deferral, failure, message, queue, request, state_name};
 use super::*;
-use crate::store::fault::Operation;
+use crate::clock::ManualClock;
+use crate::lease::Released;
+use crate::store::fault::{FaultPlan, Operation};
+use crate::store::{Store, shared_log};
 
 #[track_caller]
 pub(super) fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> Refusal {
@@ -404,4 +407,33 @@ fn a_page_of_messages_that_are_over_is_cleared_away_in_one_write() {
     assert_eq!(page.next, Some(ids[49]));
     assert_eq!(bed.record_names().len(), 10);
     assert_eq!(bed.heard.take().len(), 40);
+}
+
+/// On NFS each fresh reading is a lock that is taken and given back over the network.
+#[test]
+fn who_holds_something_writes_without_reading_first_where_reading_is_dear() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = shared_log::Options {
+        as_if_network: true,
+        ..shared_log::Options::default()
+    };
+    let store = shared_log::SharedLogStore::open_as_another_process(dir.path(), options).unwrap();
+    assert!(!store.capabilities().cheap_reads);
+    let clock = ManualClock::at_wall_ms(1_767_261_600_000);
+    let bed = Bed::over(Arc::new(store), clock.clone(), clock, FaultPlan::quiet(0));
+    let (name, by) = bed.stage("a", None, "1");
+    let message = bed.message();
+    let (_, holder) = bed.take(message);
+    let before = bed.store.calls(Operation::Read);
+    let reads = || bed.store.calls(Operation::Read) - before;
+    bed.leases.keepalive(&name, &by, 60).unwrap();
+    assert_eq!(reads(), 0, "to keep a lease alive");
+    assert_eq!(bed.leases.release(&name, &by, false).unwrap(), Released::Done);
+    assert_eq!(reads(), 0, "to release it");
+    bed.queues.extend(&queue(), message, &holder, 60).unwrap();
+    assert_eq!(reads(), 0, "to extend the lease of a message");
+    bed.queues.ack(&queue(), message, &holder).unwrap();
+    assert_eq!(reads(), 0, "to acknowledge it");
+    // What was given back is looked at again.
+    assert_eq!(bed.key(&name), (1, false));
 }

@@ -169,6 +169,7 @@ impl Store for MemoryStore {
             atomic_batch: true,
             feed: true,
             shared: true,
+            cheap_reads: true,
         }
     }
 }

@@ -140,6 +140,8 @@ pub struct Capabilities {
     pub feed: bool,
     /// Other processes or handles may write to the same store at the same time.
     pub shared: bool,
+    /// Reading a record costs no more than a look into memory, also when it must be fresh.
+    pub cheap_reads: bool,
 }
 
 /// Why a store could not answer.

@@ -1,7 +1,8 @@
 //! Records as this process has last written them, so that whoever writes one again need not read it first.
 //!
-//! Where each read is a request over a network, a holder who renews, stages and releases would pay for a read with each
-//! write, of a record that nobody but him has any business with. What is kept here is good for one thing only: as the state
+//! Where each read is a request over a network, a lock of a file there, or at least a look whether other processes have
+//! written, a holder who renews, stages and releases would pay for a read with each write, of a record that nobody but him
+//! has any business with. What is kept here is good for one thing only: as the state
 //! that a conditional write names. If it is out of date, the store refuses the write, and the caller reads and begins again.
 //! So nothing that is answered to anybody may rest on it: a refusal, a reading, a write without a condition.
 //!

@@ -57,8 +57,8 @@ pub struct Committer {
     clock: SharedClock,
     listener: Arc<dyn Listener>,
     in_steps: bool,
-    /// What holders will soon write again. Where several records are one batch, reading is cheap.
-    recent: Recent,
+    /// What holders will soon write again, unless reading is cheap.
+    recent: Option<Recent>,
 }
 
 /// What one round of a change wants to be written.
@@ -90,10 +90,14 @@ impl Plan {
         });
     }
 
-    /// True when all there is to it is one record, so that its condition guards everything that was decided.
+    /// True when all there is to it is one record, so that its condition guards everything that was decided. A pointer that
+    /// goes along with it in the same batch needs no guard of its own.
     pub fn is_one_record(&self) -> bool {
-        self.writes.len() == 1
-            && self.writes.iter().all(|planned| Turn::Key <= planned.turn)
+        let ends_pointer =
+            |planned: &&PlannedWrite| planned.turn == Turn::Pointer && matches!(planned.write.change, Change::Delete);
+        let mut others = self.writes.iter().filter(|planned| !ends_pointer(planned));
+        others.next().is_some_and(|planned| Turn::Key <= planned.turn)
+            && others.next().is_none()
             && self.if_given_up.is_empty()
     }
 }
@@ -176,13 +180,14 @@ pub enum Chore {
 impl Committer {
     /// Over this store.
     pub fn new(store: Arc<dyn Store>, clock: SharedClock, listener: Arc<dyn Listener>) -> Self {
+        let can = store.capabilities();
         Self {
             book: TxnBook::new(Arc::clone(&store)),
-            in_steps: !store.capabilities().atomic_batch,
+            in_steps: !can.atomic_batch,
+            recent: (!can.cheap_reads).then(Recent::default),
             store,
             clock,
             listener,
-            recent: Recent::default(),
         }
     }
 
@@ -208,11 +213,10 @@ impl Committer {
         }
     }
 
-    /// A record as this server has last written it, where reading costs a request. It may be out of date: good for nothing but
+    /// A record as this server has last written it, where reading costs something. It may be out of date: good for nothing but
     /// the condition of a write.
     pub(crate) fn recent(&self, record_key: &RecordKey) -> Option<Stored> {
-        let known = self.in_steps.then(|| self.recent.get(record_key, self.now().ms));
-        known.flatten()
+        self.recent.as_ref()?.get(record_key, self.now().ms)
     }
 
     /// Reads the record of a key. If it takes part in something that is decided, that is carried out first.
@@ -446,6 +450,7 @@ impl Committer {
     /// Everything at once.
     fn commit_as_batch(&self, plan: Plan) -> Result<bool, Error> {
         let witness = Witness::of(&plan.writes);
+        let held: Vec<Held> = plan.writes.iter().map(Held::by).collect();
         let mut batch = Batch {
             bodies: plan.bodies,
             ..Batch::default()
@@ -458,7 +463,25 @@ impl Committer {
             holds_each_record_once(&batch.records),
             "a store may refuse such a batch"
         );
-        Ok(matches!(self.write_and_find_out(batch, witness)?, Written::Done(_)))
+        let written = self.write_and_find_out(batch, witness);
+        self.remember(held, &written);
+        Ok(matches!(written?, Written::Done(_)))
+    }
+
+    /// Remembers what holders will write again, and forgets what else may have changed.
+    fn remember(&self, held: Vec<Held>, written: &Result<Written, Error>) {
+        let Some(recent) = &self.recent else { return };
+        let mut etags = match written {
+            Ok(Written::Done(etags)) => etags.as_slice(),
+            _ => &[],
+        }
+        .iter();
+        for Held { key, value } in held {
+            match (etags.next().cloned().flatten(), value) {
+                (Some(etag), Some((value, until_ms))) => recent.remember(key, Stored { value, etag }, until_ms),
+                _ => recent.forget(&key),
+            }
+        }
     }
 
     /// One after another, in the order of their turns.
@@ -471,7 +494,8 @@ impl Committer {
                 Some(named) if named == number => plan.bodies.clone(),
                 _ => Vec::new(),
             };
-            let is_written = self.write_with(planned.write, bodies, planned.dropped, planned.held_until_ms)?;
+            let held = Held::by(&planned);
+            let is_written = self.write_with(planned.write, bodies, planned.dropped, held)?;
             if !is_written && planned.turn != Turn::Pointer {
                 return Ok(false);
             }
@@ -481,7 +505,11 @@ impl Committer {
     }
 
     fn write_one(&self, write: RecordWrite, dropped: &[BodyId]) -> Result<bool, Error> {
-        self.write_with(write, Vec::new(), dropped.to_vec(), None)
+        let held = Held {
+            key: write.key.clone(),
+            value: None,
+        };
+        self.write_with(write, Vec::new(), dropped.to_vec(), held)
     }
 
     fn write_with(
@@ -489,28 +517,16 @@ impl Committer {
         write: RecordWrite,
         bodies: Vec<(BodyId, Arc<[u8]>)>,
         drop_bodies: Vec<BodyId>,
-        held_until_ms: Option<i64>,
+        held: Held,
     ) -> Result<bool, Error> {
         let witness = Some(Witness::to(&write));
-        let key = write.key.clone();
-        let held = match (&write.change, held_until_ms) {
-            (Change::Put(value), Some(until_ms)) => Some((Arc::clone(value), until_ms)),
-            _ => None,
-        };
         let batch = Batch {
             bodies,
             records: vec![write],
             drop_bodies,
         };
         let written = self.write_and_find_out(batch, witness);
-        let etag = match &written {
-            Ok(Written::Done(etags)) => etags.first().cloned().flatten(),
-            _ => None,
-        };
-        match (etag, held) {
-            (Some(etag), Some((value, until_ms))) => self.recent.remember(key, Stored { value, etag }, until_ms),
-            _ => self.recent.forget(&key),
-        }
+        self.remember(vec![held], &written);
         Ok(matches!(written?, Written::Done(_)))
     }
 
@@ -524,6 +540,25 @@ impl Committer {
                 _ => Err(unknown.into()),
             },
             answer => Ok(answer?),
+        }
+    }
+}
+
+/// A record that is written, and its bytes and until when it is leased, if its holder will write it again.
+struct Held {
+    key: RecordKey,
+    value: Option<(Arc<[u8]>, i64)>,
+}
+
+impl Held {
+    fn by(planned: &PlannedWrite) -> Self {
+        let value = match (&planned.write.change, planned.held_until_ms) {
+            (Change::Put(value), Some(until_ms)) => Some((Arc::clone(value), until_ms)),
+            _ => None,
+        };
+        Self {
+            key: planned.write.key.clone(),
+            value,
         }
     }
 }

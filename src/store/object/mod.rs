@@ -254,6 +254,7 @@ impl Store for ObjectStore {
             atomic_batch: false,
             feed: false,
             shared: true,
+            cheap_reads: false,
         }
     }
 

@@ -445,6 +445,7 @@ impl Store for SharedLogStore {
             atomic_batch: true,
             feed: self.engine.watcher.is_some(),
             shared: true,
+            cheap_reads: !self.engine.core.network,
         }
     }
 
