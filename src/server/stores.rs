@@ -1,4 +1,4 @@
-//! From the settings to a store: opens it, and knows whether queues can hear of what other servers write there.
+//! From the settings to a store: opens it, on a disk also anew when it has stopped, and knows whether queues can hear of what other servers write there.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -11,6 +11,7 @@ use crate::settings::{QueueSettings, Settings, StoreLocation};
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
 use crate::store::object::{self, ObjectStore};
+use crate::store::reopened::ReopenedStore;
 use crate::store::retry::{RetryStore, thread_sleeper};
 use crate::store::shared_log::{OpenError, Options, SharedLogStore};
 
@@ -31,22 +32,30 @@ pub(super) fn open(settings: &Settings, logger: &Logger) -> Result<Arc<dyn Store
             )))
         }
         StoreLocation::Memory => Ok(Arc::new(MemoryStore::new())),
-        StoreLocation::Disk(root) => open_disk(root),
+        StoreLocation::Disk(root) => open_disk(root, logger),
         StoreLocation::DefaultDisk(root) => {
             make_parents(root)?;
-            open_disk(root)
+            open_disk(root, logger)
         }
     }
 }
 
-fn open_disk(root: &Path) -> Result<Arc<dyn Store>, ServeError> {
-    match SharedLogStore::open(root, Options::default()) {
-        Ok(store) => Ok(Arc::new(store)),
-        Err(cause) => Err(ServeError::OpenDisk {
-            root: root.to_owned(),
-            cause,
-        }),
-    }
+fn open_disk(root: &Path, logger: &Logger) -> Result<Arc<dyn Store>, ServeError> {
+    let at = root.to_owned();
+    let open = move || SharedLogStore::open(&at, Options::default());
+    let store = open().map_err(|cause| ServeError::OpenDisk {
+        root: root.to_owned(),
+        cause,
+    })?;
+    let open_again = Box::new(move || match open() {
+        Ok(store) => Ok(Arc::new(store) as Arc<dyn Store>),
+        Err(cause) => Err(cause.to_string()),
+    });
+    Ok(Arc::new(ReopenedStore::new(
+        Arc::new(store),
+        open_again,
+        Arc::clone(logger),
+    )))
 }
 
 /// Makes what is missing above a root, for this user alone.

@@ -28,6 +28,7 @@ pub mod fault;
 pub mod memory;
 pub mod object;
 pub mod recent;
+pub mod reopened;
 pub mod retry;
 pub mod shared_log;
 pub mod single;

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
+use lockd::store::reopened::ReopenedStore;
 use lockd::store::shared_log::{Options, SharedLogStore, Step, StepHook};
 use lockd::store::{Batch, BodyId, Change, Precondition, RecordKey, RecordWrite, Store, StoreError, Written};
 use lockd::testing::{exclusive, shared};
@@ -268,7 +269,7 @@ impl Drop for Cut {
 }
 
 /// Puts a record on the first machine, which is cut off at this step, and comes back when the other one has done something
-/// meanwhile. Returns what became of the put, and the other one's store.
+/// meanwhile. Returns what became of the put, and the other one's store, once the first machine serves again.
 fn put_and_cut_off_at(
     step: Step,
     dir: &TestDir,
@@ -292,7 +293,13 @@ fn put_and_cut_off_at(
         step_hook: Some(hook),
         ..Options::default()
     };
-    let cut_off = SharedLogStore::open_as_another_process(&dir.mounts[0].join("place"), options).unwrap();
+    let place = dir.mounts[0].join("place");
+    let first = SharedLogStore::open_as_another_process(&place, options).unwrap();
+    let open_again = move || match SharedLogStore::open_as_another_process(&place, Options::default()) {
+        Ok(store) => Ok(Arc::new(store) as Arc<dyn Store>),
+        Err(cause) => Err(cause.to_string()),
+    };
+    let cut_off = ReopenedStore::new(Arc::new(first), Box::new(open_again), lockd::logging::off());
     let root = dir.mounts[1].join("place");
     let other = SharedLogStore::open_as_another_process(&root, Options::default()).unwrap();
     put(&cut_off, "before", vec![b'b'; VALUE_BYTES]);
@@ -307,6 +314,10 @@ fn put_and_cut_off_at(
         drop(cut);
         writing.join().unwrap()
     });
+    wait_until("the first machine serves again", || {
+        try_put(&cut_off, "back", vec![b'z'; VALUE_BYTES]).is_ok()
+    });
+    assert_eq!(read(&other, "back"), Some(vec![b'z'; VALUE_BYTES]));
     (answer, other)
 }
 

@@ -4,7 +4,9 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use lockd::store::reopened::ReopenedStore;
 use lockd::store::shared_log::{OpenError, Options};
 use lockd::store::{Batch, BodyId, Change, Precondition, RecordKey, RecordWrite, Store, StoreError};
 
@@ -145,9 +147,17 @@ fn assert_corrupt(root: &Path, file: &Path, frame: usize, length: usize) {
 }
 
 #[test]
-fn a_bit_that_flips_under_a_running_store_is_found_by_the_read_and_stops_it() {
+fn a_bit_that_flips_under_a_running_store_is_found_by_the_read_and_stops_it_for_good() {
     let (_dir, root) = new_root();
-    let store = open(&root);
+    let opened = Arc::new(AtomicBool::new(false));
+    let open_again = {
+        let opened = opened.clone();
+        move || {
+            opened.store(true, Ordering::SeqCst);
+            Err(String::new())
+        }
+    };
+    let store = ReopenedStore::new(Arc::new(open(&root)), Box::new(open_again), lockd::logging::off());
     put(&store, "large", &[7; 1_000]);
     let segment = log_files(&root, "segment").remove(0);
     let mut bytes = fs::read(&segment).unwrap();
@@ -159,6 +169,9 @@ fn a_bit_that_flips_under_a_running_store_is_found_by_the_read_and_stops_it() {
     assert!(!store.healthy());
     let answer = store.write(batch_of(vec![write_of("a", Precondition::Any, b"")]));
     assert!(matches!(answer, Err(StoreError::Corrupt { .. })), "{answer:?}");
+    assert!(!store.is_being_opened(), "the damage would be found again");
+    drop(store);
+    assert!(!opened.load(Ordering::SeqCst));
 }
 
 #[test]

@@ -9,19 +9,29 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use lockd::store::reopened::ReopenedStore;
 use lockd::store::shared_log::{OpenError, Options, SharedLogStore, Step};
 use lockd::store::{Precondition, RecordKey, Store, StoreError, Written};
 use parking_lot::Mutex;
 
 use super::tools::*;
 
+/// Input/output error.
+const EIO: i32 = 5;
+/// No space left on device.
+const ENOSPC: i32 = 28;
+
 /// Fails every step that is on the list.
 pub(crate) fn failing(list: &Arc<Mutex<Vec<Step>>>) -> Options {
+    failing_with(EIO, list)
+}
+
+fn failing_with(error: i32, list: &Arc<Mutex<Vec<Step>>>) -> Options {
     let list = list.clone();
     Options {
         step_hook: Some(Arc::new(move |step, _| {
             if list.lock().contains(&step) {
-                return Err(io::Error::from_raw_os_error(28));
+                return Err(io::Error::from_raw_os_error(error));
             }
             Ok(())
         })),
@@ -65,6 +75,102 @@ fn a_failed_append_or_sync_stops_the_store_until_it_is_reopened_and_leaves_no_tr
         assert_eq!(contents(&other), before, "{step:?}");
         put(&other, "a", b"3");
     }
+}
+
+#[test]
+fn an_append_for_which_there_is_no_space_is_refused_and_leaves_no_trace() {
+    let (_dir, root) = new_root();
+    let bad = Arc::new(Mutex::new(vec![]));
+    let store = open_with(&root, failing_with(ENOSPC, &bad));
+    put(&store, "a", b"1");
+    let before = contents(&store);
+    for _ in 0..3 {
+        bad.lock().push(Step::Append);
+        let answer = store.write(batch_of(vec![write_of("a", Precondition::Any, b"2")]));
+        assert!(matches!(answer, Err(StoreError::NotDone { .. })), "{answer:?}");
+        assert!(store.healthy());
+        assert_eq!(contents(&store), before);
+        assert_eq!(contents(&open(&root)), before);
+        bad.lock().clear();
+    }
+    put(&store, "a", b"3");
+    assert_eq!(contents(&open(&root)), contents(&store));
+    // Here nobody knows what of it is on the disk.
+    *bad.lock() = vec![Step::Append, Step::CutBackSync];
+    let answer = store.write(batch_of(vec![write_of("a", Precondition::Any, b"4")]));
+    assert!(matches!(answer, Err(StoreError::Unknown { .. })), "{answer:?}");
+    assert!(!store.healthy());
+}
+
+/// A seal is an append as well; the segment that it would have named is left over.
+#[test]
+fn a_log_that_cannot_go_on_in_a_new_segment_for_lack_of_space_does_so_later() {
+    let (_dir, root) = new_root();
+    let bad = Arc::new(Mutex::new(vec![]));
+    let options = Options {
+        segment_bytes_max: 100,
+        ..failing_with(ENOSPC, &bad)
+    };
+    let store = open_with(&root, options);
+    put(&store, "a", b"1");
+    for _ in 0..3 {
+        *bad.lock() = vec![Step::Append];
+        let answer = store.write(batch_of(vec![write_of("a", Precondition::Any, b"2")]));
+        assert!(matches!(answer, Err(StoreError::NotDone { .. })), "{answer:?}");
+        assert!(store.healthy());
+        bad.lock().clear();
+        put(&store, "a", b"3");
+        put(&store, "b", b"4");
+    }
+    assert_eq!(contents(&open(&root)), contents(&store));
+}
+
+#[test]
+fn a_store_that_has_stopped_is_opened_anew_until_that_works_and_its_listeners_hear_again() {
+    let (_dir, root) = new_root();
+    let bad = Arc::new(Mutex::new(vec![]));
+    let stays_away = Arc::new(AtomicBool::new(true));
+    let tries = Arc::new(AtomicUsize::new(0));
+    let open_again = {
+        let (root, stays_away, tries) = (root.clone(), stays_away.clone(), tries.clone());
+        move || match stays_away.load(Ordering::SeqCst) {
+            true => {
+                tries.fetch_add(1, Ordering::SeqCst);
+                Err("away".to_owned())
+            }
+            false => Ok(Arc::new(open(&root)) as Arc<dyn Store>),
+        }
+    };
+    let first: Arc<dyn Store> = Arc::new(open_with(&root, failing(&bad)));
+    let store = ReopenedStore::new(first, Box::new(open_again), lockd::logging::off());
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let hears = heard.clone();
+    let listener =
+        Arc::new(move |keys: &[RecordKey]| hears.lock().extend(keys.iter().map(|key| key.as_str().to_owned())));
+    assert!(store.watch(listener), "there is a feed on a disk");
+    put(&store, "a", b"1");
+    *bad.lock() = vec![Step::AppendSync];
+    let write = || store.write(batch_of(vec![write_of("a", Precondition::Any, b"2")]));
+    assert!(matches!(write(), Err(StoreError::NotDone { .. })));
+    assert!(!store.healthy());
+    wait_until("it was tried twice", || 2 <= tries.load(Ordering::SeqCst));
+    assert!(matches!(write(), Err(StoreError::Unavailable { .. })));
+    let other = open(&root);
+    put(&other, "meanwhile", b"3");
+    stays_away.store(false, Ordering::SeqCst);
+    wait_until("it is open again", || store.healthy());
+    put(&store, "a", b"4");
+    assert_eq!(contents(&store), contents(&other));
+    wait_until("they have heard of everything", || {
+        let heard = heard.lock();
+        ["a", "meanwhile"]
+            .iter()
+            .all(|key| heard.iter().any(|heard| heard == key))
+    });
+    put(&other, "afterwards", b"5");
+    wait_until("they hear of others", || {
+        heard.lock().iter().any(|heard| heard == "afterwards")
+    });
 }
 
 #[test]

@@ -10,7 +10,8 @@
 //! | what a dead writer left is synced before anybody sees it | `faults::what_a_dead_writer_left_...` |
 //! | the index moves after the sync | `faults::reads_do_not_wait_...` |
 //! | the index moves after the mark | here, `what_one_process_shows_...` |
-//! | a failed append is cut back, and latches; if that fails too nobody knows | `faults::a_failed_append_...`, `faults::when_not_even_...` |
+//! | a failed append is cut back, and latches unless there was just no space; if that fails too nobody knows | `faults::a_failed_append_...`, `faults::an_append_for_which_...`, `faults::when_not_even_...` |
+//! | a store that has stopped is opened anew, unless it is damaged | `faults::a_store_that_has_stopped_...`, `damage::a_bit_that_flips_under_...` |
 //! | bodies of a write of which nobody knows stay | here, `a_body_of_a_write_...` |
 //! | only a torn tail is cut; damage, and what a newer version wrote, is not | `damage` |
 //! | frames and segments follow each other by number | `damage::a_segment_that_does_not_follow_...`, here, `frames_that_have_changed_places_...` |

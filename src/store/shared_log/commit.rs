@@ -24,11 +24,13 @@
 //!   Nobody was told anything.
 //! - Append or sync fails in 4: after a failed sync nobody knows what the disk holds, and another sync may lie. So the file is
 //!   cut back to where it was and the engine latches: every call from then on is refused until the root is opened anew. If
-//!   cutting back could be synced, the group was certainly not done; else nobody knows.
+//!   cutting back could be synced, the group was certainly not done; else nobody knows. If there was only no space for the
+//!   append and cutting back could be synced, nothing is in doubt: the group is refused, the next one tries again.
 //! - Killed in 5 or 6: as in 4, the frame is whole.
 //! - 5 fails: the frame is durable, but others would not see it. Unknown, and latched.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::ErrorKind;
 use std::mem;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -297,10 +299,14 @@ impl Core {
         Ok(plan.answers)
     }
 
-    /// Appends a frame and makes it durable, or leaves the file as it was and latches.
+    /// Appends a frame and makes it durable, or leaves the file as it was. Unless it was just that there was no space, it
+    /// latches.
     fn append(&self, file: &LogFile, offset: u64, frame: &[u8]) -> Result<(), StoreError> {
-        let appended = (self.counting.step(Step::Append))
-            .and_then(|()| file.file.write_all_at(frame, offset))
+        let written = (self.counting.step(Step::Append)).and_then(|()| file.file.write_all_at(frame, offset));
+        // Nothing was asked to be durable yet, so there is no doubt about what is.
+        let is_just_full = (written.as_ref().err())
+            .is_some_and(|cause| matches!(cause.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded));
+        let appended = written
             .map(|()| self.make_room(file, offset + frame.len() as u64))
             .and_then(|()| self.counting.sync(&file.file, Step::AppendSync));
         let Err(cause) = appended else { return Ok(()) };
@@ -308,7 +314,9 @@ impl Core {
             .and_then(|()| file.file.set_len(offset))
             .and_then(|()| self.counting.sync(&file.file, Step::CutBackSync));
         let detail = file.failed("appending to", &cause).to_string();
-        self.latch(StoreError::Unavailable { detail: detail.clone() });
+        if !is_just_full || cut_back.is_err() {
+            self.latch(StoreError::Unavailable { detail: detail.clone() });
+        }
         Err(match cut_back {
             Ok(()) => StoreError::NotDone { detail },
             Err(_) => StoreError::Unknown { detail },
