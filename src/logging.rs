@@ -15,7 +15,8 @@
 //! A JSON line has its fields in this order: `ts` (RFC 3339, UTC, microseconds), `lvl`, `msg`, `app`, `sys`, then those
 //! of the event in the order given. Only `main` installs the process-wide logger, and nothing of ours depends on it.
 //!
-//! Left out on purpose: rotation and reopening (the service manager does that), and filters by origin.
+//! Left out on purpose: rotation and reopening (the service manager does that), and filters by origin, but for one library
+//! that calls a clean stop an error.
 
 use std::env;
 use std::error::Error;
@@ -41,6 +42,12 @@ const APP: &str = "lockd";
 
 /// Permissions of a log file when nothing else is asked for.
 const FILE_MODE: u32 = 0o600;
+
+/// The origin of lines that are never written. While its connections are served to their end, the library's accept loop can
+/// be ended only by shutting its listener down, and it reports that as an error: each clean stop would look like a fault.
+/// It has no other errors to report, and those of accept it also hands to the intake, which logs `http.accept.failed` for
+/// those that are none of our doing.
+const HTTP_LIBRARY: &str = "tiny_http";
 
 /// What a line looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,6 +249,7 @@ fn build(target: Target, format: Format, level: LevelFilter) -> Logger {
     raise_max_level(level);
     let logger = env_logger::Builder::new()
         .filter_level(level)
+        .filter_module(HTTP_LIBRARY, LevelFilter::Off)
         .target(target)
         .format(move |line, record| match format {
             Format::Console => write_console(line, record),

@@ -23,6 +23,25 @@ fn a_daemon_ends_with_zero_when_it_is_asked_to() {
 }
 
 #[test]
+fn a_clean_stop_looks_like_no_fault_in_the_log() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("lockd.sock");
+    let socket = socket.to_str().unwrap();
+    for listen in [vec![], vec!["--listen-proto", "unix", "--listen", socket]] {
+        let mut daemon = Daemon::start(&listen);
+        kill_process(pid(&daemon.child), Signal::TERM).unwrap();
+        assert_eq!(daemon.wait().code(), Some(0));
+        let log = daemon.log();
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let faults: Vec<_> = lines
+            .filter(|line| line["lvl"] == "error" || line["lvl"] == "warn")
+            .collect();
+        assert!(faults.is_empty(), "{faults:?}");
+        assert!(log.contains("\"msg\":\"stopped\""), "{log}");
+    }
+}
+
+#[test]
 fn a_daemon_serves_on_a_unix_socket() {
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("lockd.sock");
