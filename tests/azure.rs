@@ -27,6 +27,9 @@ mod place;
 #[path = "bucket/proxy.rs"]
 mod proxy;
 #[cfg(not(feature = "lq"))]
+#[path = "bucket/shares.rs"]
+mod shares;
+#[cfg(not(feature = "lq"))]
 #[path = "bucket/store.rs"]
 mod store;
 #[cfg(not(feature = "lq"))]

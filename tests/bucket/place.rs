@@ -118,9 +118,9 @@ impl BucketPlace {
         location
     }
 
-    /// Whether the store lets somebody in whose variables differ in these.
+    /// Another engine on this place for somebody whose variables differ in these.
     #[allow(dead_code, reason = "not every suite asks")]
-    pub(crate) fn opens_with(&self, variables: &[(&str, &str)]) -> bool {
+    pub(crate) fn engine_with(&self, variables: &[(&str, &str)]) -> Result<ObjectStore, OpenError> {
         let other = |name: &str| {
             let found = variables.iter().find(|(known, _)| *known == name);
             found
@@ -130,7 +130,16 @@ impl BucketPlace {
         let location = Location::parse(&self.url, &other)
             .expect("the scheme was checked")
             .unwrap();
-        ObjectStore::open(&location, options()).is_ok()
+        ObjectStore::open(&location, options())
+    }
+
+    /// Of a place at Azure.
+    #[allow(dead_code, reason = "not every suite asks")]
+    pub(crate) fn account_and_container(&self) -> (String, String) {
+        match self.location() {
+            Location::Azure(location) => (location.account, location.container),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[cfg_attr(feature = "lq", allow(dead_code, reason = "no proxy without the other claims"))]

@@ -2,8 +2,10 @@
 //! is wrong, and what can be done about it.
 
 use std::env;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
+
+use serde_json::json;
 
 use crate::DEMANDS;
 use crate::place::BucketPlace;
@@ -49,7 +51,7 @@ const WRONG: &str = "certainly-not-the-secret";
 fn a_wrong_secret_is_told_from_an_unknown_key() {
     let place = BucketPlace::new(DEMANDS, true);
     let wrong = [("LOCKD_S3_SECRET_ACCESS_KEY", WRONG)];
-    if env::var("LOCKD_S3_ACCESS_KEY_ID").is_err() || place.opens_with(&wrong) {
+    if env::var("LOCKD_S3_ACCESS_KEY_ID").is_err() || place.engine_with(&wrong).is_ok() {
         eprintln!("skipped: this store does not check who asks");
         return;
     }
@@ -96,4 +98,75 @@ fn missing_rights_are_told() {
     let told = Told::of(&place, &place.behind(proxy.address()).url(), &[]);
     told.both_say("these credentials have no right to do that");
     assert!(told.verify.contains("\u{2714} Bucket"), "{}", told.verify);
+}
+
+/// What a server needs to be allowed in its bucket.
+const RIGHTS: [&str; 4] = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"];
+
+/// Keys of a session that may do this and no more, as the store itself gives them to whoever may do more. `None`, said
+/// aloud, where it gives none.
+fn session(store: SocketAddr, bucket: &str, rights: &[&str]) -> Option<[(&'static str, String); 3]> {
+    let root = |name: &str| env::var(name).ok();
+    let user = format!(
+        "{}:{}",
+        root("LOCKD_S3_ACCESS_KEY_ID")?,
+        root("LOCKD_S3_SECRET_ACCESS_KEY")?
+    );
+    let policy = json!({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": rights,
+        "Resource": [format!("arn:aws:s3:::{bucket}"), format!("arn:aws:s3:::{bucket}/*")]}]});
+    let mut curl = Command::new("curl");
+    curl.args([
+        "--silent",
+        "--fail",
+        "--aws-sigv4",
+        "aws:amz:us-east-1:sts",
+        "--user",
+        &user,
+    ]);
+    for field in [
+        "Action=AssumeRole",
+        "Version=2011-06-15",
+        "DurationSeconds=3600",
+        &format!("Policy={policy}"),
+    ] {
+        curl.args(["--data-urlencode", field]);
+    }
+    let done = curl.arg(format!("http://{store}/")).output();
+    let Some(answer) = done.ok().filter(|done| done.status.success()) else {
+        eprintln!("skipped: this store gives no keys for a session, or curl cannot ask for them");
+        return None;
+    };
+    let answer = String::from_utf8(answer.stdout).unwrap();
+    let field = |name: &str| {
+        let (_, rest) = answer.split_once(&format!("<{name}>")).unwrap();
+        rest.split_once('<').unwrap().0.to_owned()
+    };
+    Some([
+        ("LOCKD_S3_ACCESS_KEY_ID", field("AccessKeyId")),
+        ("LOCKD_S3_SECRET_ACCESS_KEY", field("SecretAccessKey")),
+        ("LOCKD_S3_SESSION_TOKEN", field("SessionToken")),
+    ])
+}
+
+#[test]
+fn the_rights_that_are_needed_are_enough_and_each_of_them_is_missed_at_the_start() {
+    let place = BucketPlace::new(DEMANDS, true);
+    let url = place.url();
+    let bucket = url.split('/').nth(3).unwrap();
+    let session = |rights: &[&str]| session(place.upstream(), bucket, rights);
+    let Some(enough) = session(&RIGHTS) else { return };
+    place
+        .engine_with(&enough.each_ref().map(|(name, value)| (*name, value.as_str())))
+        .unwrap();
+    for missing in RIGHTS {
+        let rights: Vec<&str> = RIGHTS.into_iter().filter(|right| *right != missing).collect();
+        let variables = session(&rights).unwrap();
+        let told = Told::of(
+            &place,
+            &url,
+            &variables.each_ref().map(|(name, value)| (*name, value.as_str())),
+        );
+        eprintln!("without {missing}: {}", told.verify);
+        told.both_say("these credentials have no right to do that");
+    }
 }

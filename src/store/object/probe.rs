@@ -22,11 +22,10 @@ pub(super) fn check(core: &Core, races: usize) -> Result<(), OpenError> {
     let place = format!("{}.lockd/probe-{}", core.prefix, core.ids.uuid());
     let mut names = vec![place.clone()];
     names.extend((0..races).map(|race| format!("{place}-race-{race}")));
-    let verdict = Trial { core, place: &place }.run(&names[1..]);
-    for name in &names {
-        let _ = core.bucket.delete(name);
-    }
-    verdict.map_err(|verdict| {
+    let trial = Trial { core, place: &place };
+    let verdict = trial.run(&names[1..]);
+    let removed = trial.remove(&names);
+    verdict.and(removed).map_err(|verdict| {
         let store = core.bucket.describe();
         match verdict {
             Verdict::Unusable(detail) => OpenError::Unusable { store, detail },
@@ -170,6 +169,18 @@ impl Trial<'_> {
                 "{several} of {RACERS} writers created the same object at the same time (its conditions are not atomic)"
             )),
         }
+    }
+
+    /// All of them, also when one cannot be removed. Nothing here rests on deletions but that the bucket does not fill up.
+    fn remove(&self, names: &[String]) -> Result<(), Verdict> {
+        let bucket = &*self.core.bucket;
+        let removed: Vec<Result<(), Failure>> = (names.iter()).map(|name| self.again(|| bucket.delete(name))).collect();
+        for removed in removed {
+            if let Err(denied @ Failure::Denied(_)) = removed {
+                return Err(denied.into());
+            }
+        }
+        Ok(())
     }
 
     fn again<T>(&self, call: impl Fn() -> Result<T, Failure>) -> Result<T, Failure> {
