@@ -102,7 +102,7 @@ fn an_append_for_which_there_is_no_space_is_refused_and_leaves_no_trace() {
     assert!(!store.healthy());
 }
 
-/// A seal is an append as well; the segment that it would have named is left over.
+/// A seal is an append as well, and the segment that it would have named is there already.
 #[test]
 fn a_log_that_cannot_go_on_in_a_new_segment_for_lack_of_space_does_so_later() {
     let (_dir, root) = new_root();
@@ -114,14 +114,35 @@ fn a_log_that_cannot_go_on_in_a_new_segment_for_lack_of_space_does_so_later() {
     let store = open_with(&root, options);
     put(&store, "a", b"1");
     for _ in 0..3 {
+        let segments = log_files(&root, "segment");
         *bad.lock() = vec![Step::Append];
         let answer = store.write(batch_of(vec![write_of("a", Precondition::Any, b"2")]));
         assert!(matches!(answer, Err(StoreError::NotDone { .. })), "{answer:?}");
         assert!(store.healthy());
+        assert_eq!(log_files(&root, "segment"), segments, "none is left over");
         bad.lock().clear();
         put(&store, "a", b"3");
         put(&store, "b", b"4");
     }
+    assert_eq!(contents(&open(&root)), contents(&store));
+}
+
+#[test]
+fn a_snapshot_that_there_is_no_space_to_speak_of_is_not_left_behind() {
+    let (_dir, root) = new_root();
+    let bad = Arc::new(Mutex::new(vec![]));
+    let store = open_with(&root, failing_with(ENOSPC, &bad));
+    put(&store, "a", b"1");
+    *bad.lock() = vec![Step::Append];
+    for _ in 0..3 {
+        let answer = store.compact();
+        assert!(matches!(answer, Err(StoreError::NotDone { .. })), "{answer:?}");
+        assert_eq!(log_files(&root, "snapshot"), Vec::<std::path::PathBuf>::new());
+    }
+    bad.lock().clear();
+    assert_eq!(store.compact(), Ok(true));
+    assert_eq!(log_files(&root, "snapshot").len(), 1);
+    put(&store, "a", b"2");
     assert_eq!(contents(&open(&root)), contents(&store));
 }
 

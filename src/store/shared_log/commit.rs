@@ -50,7 +50,7 @@ use super::keeper::Task;
 use super::lock::Mode;
 use super::mark::Position;
 use super::operation::{OVERHEAD_BYTES, push_body, push_body_file, push_delete, push_drop_body, push_put};
-use super::segment::LogFile;
+use super::segment::{LogFile, remove_file};
 use crate::store::{Batch, BodyId, Change, Etag, StoreError, Written};
 
 /// No group has more batches.
@@ -383,7 +383,12 @@ impl Core {
         let number = next.number().to_le_bytes();
         let seal = encode_frame(FrameKind::Seal, tail.sequence, tail.file.header.salt, &number);
         let sealed = tail.file.clone();
-        self.append(&sealed, tail.offset, &seal)?;
+        let appended = self.append(&sealed, tail.offset, &seal);
+        if matches!(appended, Err(StoreError::NotDone { .. })) {
+            // Nobody will ever go on there, and the next attempt makes another.
+            let _ = remove_file(&self.log_dir, next.id());
+        }
+        appended?;
         // What is left of its room is of no use any more. It does no harm if this does not last.
         let _ = sealed.file.set_len(tail.offset + seal.len() as u64);
         self.move_mark(Position {

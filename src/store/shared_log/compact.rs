@@ -64,15 +64,19 @@ impl Core {
                 });
             }
         }
-        let written = self.write_snapshot().and_then(|number| {
-            self.commit(Order::Compacted(number))?;
-            Ok(true)
+        let written = self.write_snapshot().and_then(|file| {
+            let answer = self.commit(Order::Compacted(file.number));
+            if matches!(answer, Err(StoreError::NotDone { .. })) {
+                // Otherwise each attempt on a full disk would leave one more.
+                let _ = remove_file(&self.log_dir, file);
+            }
+            answer.map(|_| true)
         });
         let _ = fs2::FileExt::unlock(&*compact_file);
         written
     }
 
-    fn write_snapshot(&self) -> Result<u32, StoreError> {
+    fn write_snapshot(&self) -> Result<FileId, StoreError> {
         let (start, sequence) = {
             // Under both, so that position and number belong together.
             let tail = self.tail.lock();
@@ -103,7 +107,7 @@ impl Core {
         if written.is_err() {
             let _ = remove_file(&self.log_dir, writer.file.id());
         }
-        written.map(|()| writer.file.number())
+        written.map(|()| writer.file.id())
     }
 
     /// Moves into the newest snapshot that is whole, whether the log has spoken of it yet or not.
