@@ -144,6 +144,7 @@ pub fn acquire(record: Option<&KeyRecord>, grant: &Grant, now: Now) -> Result<Ke
         txn_id: grant.txn_id.clone(),
         explicit: grant.explicit,
         expires_at_unix: now.plus_ttl(grant.ttl_seconds),
+        epoch: 0,
     });
     Ok(granted)
 }

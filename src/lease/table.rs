@@ -14,11 +14,10 @@ use parking_lot::Mutex;
 pub use super::view::View;
 use crate::clock::SharedClock;
 use crate::error::Error;
-use crate::ids::Xid;
 use crate::keys::{self, Key, Namespace};
 use crate::lease::rules::{Now, Refused};
 use crate::news::Listener;
-use crate::record::{KeyRecord, Participant, Subject};
+use crate::record::{KeyRecord, LeaseRecord, Participant, Subject};
 use crate::store::{Batch, BodyId, RecordKey, Store, StoreError};
 use crate::txn::commit::{Chore, Committer};
 
@@ -43,12 +42,13 @@ impl KeyName {
         keys::key_record(&self.namespace, &self.key)
     }
 
-    pub(super) fn member(&self, lease_id: &Xid, enlisted: bool) -> Participant {
+    pub(super) fn member(&self, lease: &LeaseRecord, enlisted: bool) -> Participant {
         Participant {
             subject: self.subject(),
-            lease_id: lease_id.clone(),
+            lease_id: lease.id.clone(),
             enlisted,
             lost: false,
+            epoch: lease.epoch,
         }
     }
 

@@ -266,7 +266,7 @@ impl<'a> View<'a> {
             if let Some(lease) = record.lease.as_ref().filter(|lease| lease.explicit && !had_staged)
                 && record.staged.is_some()
             {
-                self.edit_txn(&lease.txn_id, |txn| rules::join(txn, name.member(&lease.id, true)))?;
+                self.edit_txn(&lease.txn_id, |txn| rules::join(txn, name.member(lease, true)))?;
             }
         } else {
             self.change_membership(name, old_lease.as_ref(), had_staged, record.lease.as_ref())?;
@@ -356,7 +356,7 @@ impl<'a> View<'a> {
                 self.end_pointer(&old.txn_id);
             }
             return self.edit_txn(&old.txn_id, |txn| {
-                rules::join(&rules::lose(txn, &old.id), name.member(&new.id, false))
+                rules::join(&rules::lose(txn, &old.id), name.member(new, false))
             });
         }
         if let Some(old) = old {
@@ -370,7 +370,7 @@ impl<'a> View<'a> {
                     lease_id: new.id.clone(),
                 });
             }
-            self.join(&new.txn_id, name.member(&new.id, false), new.explicit)?;
+            self.join(&new.txn_id, name.member(new, false), new.explicit)?;
         }
         Ok(())
     }
@@ -447,8 +447,7 @@ impl<'a> View<'a> {
             };
             // Joining a transaction that acquire made up the id for: from now on the lease that it was for is one of several.
             lease.explicit = true;
-            let enlisted = key.staged.is_some();
-            txn = rules::join(&txn, other.member(&known.lease_id, enlisted));
+            txn = rules::join(&txn, other.member(lease, key.staged.is_some()));
             self.put_decided(&other, &key);
             let record_key = other.record_key();
             let written = (self.plan.writes.iter_mut()).find(|planned| planned.write.key == record_key);

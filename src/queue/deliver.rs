@@ -171,6 +171,7 @@ impl Queues {
                 lease_id: lease.id.clone(),
                 enlisted: true,
                 lost: false,
+                epoch: 0,
             };
             view.join(&lease.txn_id, member, true)?;
         }

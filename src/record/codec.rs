@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Attributes, Body, Decision, KeyRecord, LeaseRecord, Participant, Staged, StagedState, StateValue, Subject, TxnPage,
-    TxnRecord,
+    TxnRecord, is_zero,
 };
 use crate::ids::{BodyId, Xid};
 use crate::keys::{Key, MessageId, Namespace, QueueId, QueueName};
@@ -108,6 +108,8 @@ struct ParticipantHeader {
     enlisted: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     lost: bool,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    epoch: u32,
 }
 
 /// Writes a key record down.
@@ -168,6 +170,7 @@ fn txn_header(record: &TxnRecord) -> TxnHeader {
                 lease_id: member.lease_id.clone(),
                 enlisted: member.enlisted,
                 lost: member.lost,
+                epoch: member.epoch,
             }
         })
         .collect();
@@ -246,6 +249,7 @@ fn participant_from(header: ParticipantHeader) -> Result<Participant, DecodeErro
         lease_id: header.lease_id,
         enlisted: header.enlisted,
         lost: header.lost,
+        epoch: header.epoch,
     })
 }
 
@@ -405,6 +409,7 @@ pub(super) mod tests {
                 txn_id: Xid::parse("d4k7q2m0h5r8e1t6n9bg").unwrap(),
                 explicit: true,
                 expires_at_unix: 1_767_261_645,
+                epoch: 0,
             }),
             staged: Some(Staged {
                 version: 5,
@@ -431,6 +436,7 @@ pub(super) mod tests {
                 lease_id: Xid::parse("d4k7q2m0h5r8e1t6n9b0").unwrap(),
                 enlisted: true,
                 lost: false,
+                epoch: 0,
             }],
             decision: None,
         }
@@ -450,6 +456,7 @@ pub(super) mod tests {
             lease_id: Xid::parse("d4k7q2m0h5r8e1t6n9c0").unwrap(),
             enlisted: true,
             lost: false,
+            epoch: 0,
         });
         record
     }
@@ -461,6 +468,22 @@ pub(super) mod tests {
         decided.participants[0].lost = true;
         let id = |last| Xid::parse(&format!("d4k7q2m0h5r8e1t6n9b{last}")).unwrap();
         TxnPage::from([(id('0'), sample_txn()), (id('g'), decided)])
+    }
+
+    /// The record that `fixtures/records/key-v1-epoch.bin` holds.
+    fn sample_key_passed_by() -> KeyRecord {
+        let mut record = sample_key();
+        record.lease.as_mut().expect("the sample is leased").epoch = 3;
+        record
+    }
+
+    /// The page that `fixtures/records/txn-page-v1-epoch.bin` holds.
+    fn sample_txn_page_passed_by() -> TxnPage {
+        let mut page = sample_txn_page();
+        for record in page.values_mut() {
+            record.participants[0].epoch = 3;
+        }
+        page
     }
 
     pub(in crate::record) fn fixture(name: &str) -> Vec<u8> {
@@ -478,6 +501,10 @@ pub(super) mod tests {
         std::fs::write(format!("{folder}/key-v1.bin"), encode_key(&sample_key())).unwrap();
         std::fs::write(format!("{folder}/txn-v2.bin"), encode_txn(&sample_txn_2())).unwrap();
         std::fs::write(format!("{folder}/txn-page-v1.bin"), encode_txn_page(&sample_txn_page())).unwrap();
+        let key = encode_key(&sample_key_passed_by());
+        std::fs::write(format!("{folder}/key-v1-epoch.bin"), key).unwrap();
+        let page = encode_txn_page(&sample_txn_page_passed_by());
+        std::fs::write(format!("{folder}/txn-page-v1-epoch.bin"), page).unwrap();
     }
 
     #[test]
@@ -486,6 +513,17 @@ pub(super) mod tests {
         assert_eq!(decode_txn(&fixture("txn-v1.bin")).unwrap(), sample_txn());
         assert_eq!(decode_txn(&fixture("txn-v2.bin")).unwrap(), sample_txn_2());
         assert_eq!(decode_txn_page(&fixture("txn-page-v1.bin")).unwrap(), sample_txn_page());
+        let passed_by = decode_key(&fixture("key-v1-epoch.bin")).unwrap();
+        assert_eq!(passed_by, sample_key_passed_by());
+        let passed_by = decode_txn_page(&fixture("txn-page-v1-epoch.bin")).unwrap();
+        assert_eq!(passed_by, sample_txn_page_passed_by());
+    }
+
+    /// A server that knows of no epochs reads what it has always read, as long as no decision has passed anything by.
+    #[test]
+    fn what_no_decision_has_passed_by_is_written_as_ever() {
+        assert_eq!(*encode_key(&sample_key()), *fixture("key-v1.bin"));
+        assert_eq!(*encode_txn_page(&sample_txn_page()), *fixture("txn-page-v1.bin"));
     }
 
     #[test]

@@ -98,6 +98,15 @@ pub struct LeaseRecord {
     pub explicit: bool,
     /// The lease is over when the clock shows this second (Unix time).
     pub expires_at_unix: i64,
+    /// How often a decision of its transaction has passed this lease by when it was about to stage something. Only where a
+    /// batch changes one record.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epoch: u32,
+}
+
+/// Epochs begin at 0, which is not written down.
+pub(crate) fn is_zero(epoch: &u32) -> bool {
+    *epoch == 0
 }
 
 impl LeaseRecord {
@@ -209,6 +218,9 @@ pub struct Participant {
     pub enlisted: bool,
     /// It was covered and its lease ended before the decision: what it had staged is gone, or about to go.
     pub lost: bool,
+    /// The epoch of the lease in which it was covered. A decision covers what was staged in this epoch and nothing later:
+    /// whoever comes late to carry one out finds the lease in another epoch and leaves it alone.
+    pub epoch: u32,
 }
 
 /// What a lease of a transaction is on.

@@ -156,6 +156,7 @@ fn a_message_under_a_lease_keeps_its_transaction_and_one_whose_lease_has_lapsed_
         lease_id: txn('m'),
         enlisted: true,
         lost: false,
+        epoch: 0,
     };
     let txn_record = TxnRecord {
         participants: vec![member],

@@ -18,10 +18,17 @@
 //! carried out: each member that it covers is ended, then the record is cleared of it. Ending a member ends its lease, so
 //! what has been done is never done again.
 //!
+//! A decision may meet a member half-way: listed as having staged something, and not there yet. If its change arrives before
+//! the decision is carried out, it is part of it. If not, the decision passes the key by: its lease goes on in the next
+//! epoch, which changes its record, so that the change which is on its way is refused by the store, looks again, is listed
+//! in that epoch and belongs to the next decision. The epoch is what tells the two apart for whoever is slow to carry the
+//! first one out.
+//!
 //! Until it is carried out, others may meet it, and they carry it out first:
 //!
 //! - whoever reads a key that holds staged changes of a named transaction looks at the transaction's record, so that nobody
-//!   sees half of a decision after the other half, and nothing that was decided is discarded because its lease has expired;
+//!   sees half of a decision after the other half, and nothing that was decided is discarded because its lease has expired.
+//!   If the key is not listed there, somebody may have been quicker, and the key is read once more;
 //! - whoever wants to change the transaction's record, as everybody must who takes a lapsed message or key over;
 //! - a server that starts ([`Committer::finish_what_others_left`]), and every sweep.
 //!
@@ -221,17 +228,25 @@ impl Committer {
 
     /// Reads the record of a key. If it takes part in something that is decided, that is carried out first.
     pub fn read_key(&self, record_key: &RecordKey) -> Result<Option<(KeyRecord, Etag)>, Error> {
+        let mut looked_at = None;
         for _ in 0..ROUNDS_MAX {
             let found = self.read_key_as_it_is(record_key)?;
-            let decided = match &found {
-                Some((record, _)) if self.in_steps && record.staged.is_some() => match &record.lease {
-                    Some(lease) if lease.explicit => self.carry_out(&lease.txn_id, None)?,
-                    _ => false,
-                },
-                _ => false,
-            };
-            if !decided {
+            let Some((record, etag)) = &found else { return Ok(found) };
+            let lease = record.lease.as_ref().filter(|lease| lease.explicit);
+            let Some(lease) = lease.filter(|_| self.in_steps && record.staged.is_some()) else {
                 return Ok(found);
+            };
+            if looked_at.as_ref() == Some(etag) {
+                return Ok(found);
+            }
+            let entry = self.book.read(&lease.txn_id)?;
+            if is_decided(&entry) {
+                self.carry_out_entry(&entry, None)?;
+            } else if is_listed(&entry, lease) {
+                return Ok(found);
+            } else {
+                // It may have been decided and carried out since the key was read.
+                looked_at = Some(etag.clone());
             }
         }
         Err(Error::Contended)
@@ -302,11 +317,10 @@ impl Committer {
     /// Carries out what a transaction has decided and takes it off the record. True: it was decided.
     pub fn carry_out(&self, txn_id: &Xid, back: Option<&(Subject, MessageRecord)>) -> Result<bool, Error> {
         let entry = self.book.read(txn_id)?;
-        let is_decided = entry.record().is_some_and(|record| record.decision.is_some());
-        if is_decided {
+        if is_decided(&entry) {
             self.carry_out_entry(&entry, back)?;
         }
-        Ok(is_decided)
+        Ok(is_decided(&entry))
     }
 
     fn carry_out_entry(&self, entry: &Entry, back: Option<&(Subject, MessageRecord)>) -> Result<(), Error> {
@@ -316,13 +330,18 @@ impl Committer {
         // Messages first: their states follow them.
         let is_message = |member: &&Participant| matches!(member.subject, Subject::Message { .. });
         let covered = || record.participants.iter().filter(|member| member.enlisted);
+        let mut remaining = TxnRecord::default();
         for member in covered()
             .filter(is_message)
             .chain(covered().filter(|member| !is_message(member)))
         {
-            super::end_member(self, member, decision, back)?;
+            if super::end_member(self, member, decision, back)? {
+                remaining.participants.push(Participant {
+                    enlisted: false,
+                    ..member.clone()
+                });
+            }
         }
-        let mut remaining = TxnRecord::default();
         for member in record.participants.iter().filter(|member| !member.enlisted) {
             if self.may_be_alive(member)? {
                 remaining.participants.push(member.clone());
@@ -597,6 +616,18 @@ impl Witness {
             .read(&self.key)
             .is_ok_and(|found| found.map(|found| found.value) == self.value)
     }
+}
+
+fn is_decided(entry: &Entry) -> bool {
+    entry.record().is_some_and(|record| record.decision.is_some())
+}
+
+/// True when a decision would cover what is staged under this lease.
+fn is_listed(entry: &Entry, lease: &LeaseRecord) -> bool {
+    let is_it = |member: &Participant| member.enlisted && member.lease_id == lease.id && member.epoch == lease.epoch;
+    entry
+        .record()
+        .is_some_and(|record| record.participants.iter().any(is_it))
 }
 
 fn holds_each_record_once(records: &[RecordWrite]) -> bool {

@@ -102,27 +102,30 @@ pub(crate) fn settle(
     Ok(settled)
 }
 
-/// Carries out what was decided on one member. One that is not there any more is done with.
+/// Carries out what was decided on one member. One that is not there any more is done with. True: its lease goes on, because
+/// the decision passes it by.
 fn end_member(
     committer: &Committer,
     member: &Participant,
     decision: Decision,
     back: Option<&(Subject, MessageRecord)>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     for _ in 0..ROUNDS_MAX {
         let mut view = View::to_carry_out(committer);
         let leased = view.leased(&member.subject)?;
-        let Some(ended) = leased.and_then(|leased| rules::end(decision, member, &leased, view.now())) else {
-            return Ok(());
+        let ended = (leased.as_ref()).and_then(|leased| rules::end(decision, member, leased, view.now()));
+        let Some(ended) = ended else {
+            // If it is under its lease all the same, it has been passed by before.
+            return Ok(rules::is_member_alive(member, leased.as_ref(), view.now()));
         };
-        if let (Some(name), Ended::Key(record)) = (KeyName::of(&member.subject), &ended) {
+        if let (Some(name), Ended::Key(record) | Ended::KeyPassedBy(record)) = (KeyName::of(&member.subject), &ended) {
             view.put_decided(&name, record);
         } else {
             let back = back.filter(|(of, _)| *of == member.subject).map(|(_, record)| record);
             end_message(&mut view, &member.subject, &ended, back)?;
         }
         if committer.commit(view.into_plan(&[]))? {
-            return Ok(());
+            return Ok(matches!(ended, Ended::KeyPassedBy(_)));
         }
     }
     Err(Error::Contended)
@@ -136,7 +139,7 @@ fn state_ended_along(view: &mut View<'_>, subject: &Subject, ended: &Ended) -> R
     let end = match ended {
         Ended::MessageDone => StateEnd::Remove,
         Ended::MessageBack(_) => StateEnd::Drop,
-        Ended::Key(_) => return Ok(None),
+        Ended::Key(_) | Ended::KeyPassedBy(_) => return Ok(None),
     };
     let place = Place { queue, id: *id };
     let Some(found) = place.find(view)? else {
@@ -169,7 +172,7 @@ fn end_message(
             place.put_back(view, &found, back.unwrap_or(record));
             StateEnd::Drop
         }
-        Ended::Key(_) => return Ok(None),
+        Ended::Key(_) | Ended::KeyPassedBy(_) => return Ok(None),
     };
     let Some((name, state)) = place.state_after(view, &found, end)? else {
         return Ok(None);
@@ -181,5 +184,7 @@ fn end_message(
     Ok(Some(name.subject()))
 }
 
+#[cfg(test)]
+mod half_way_tests;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,10 @@
 //! * A member that is covered and has lost its lease since (expiry, takeover) decides against all: half a transaction is
 //!   never committed.
 //! * While a member lives, the transaction lives.
+//!
+//! Where records are written one by one, a key is listed as covered just before something is staged on it, and a decision may
+//! come in between. Then it passes the key by: its lease goes on in a new **epoch**, and what it stages then is for the next
+//! decision. An epoch is never gone back to, so a decision that is carried out once more finds that it has been.
 
 use crate::ids::Xid;
 use crate::lease::rules::{self, Now};
@@ -42,6 +46,8 @@ pub enum Leased {
 pub enum Ended {
     /// The key's record becomes this one.
     Key(KeyRecord),
+    /// The key was about to stage something and has not: its record becomes this one, and its lease goes on.
+    KeyPassedBy(KeyRecord),
     /// The message is dealt with and goes.
     MessageDone,
     /// The message becomes this one, visible again.
@@ -49,6 +55,15 @@ pub enum Ended {
 }
 
 impl Leased {
+    /// True when this is still what the member was covered for: under its lease, be it over or not, and in its epoch.
+    fn is_covered_as(&self, member: &Participant) -> bool {
+        let is_in_epoch = match self {
+            Self::Key(key) => key.lease.as_ref().is_some_and(|lease| lease.epoch == member.epoch),
+            Self::Message(_) => true,
+        };
+        is_in_epoch && self.is_under(&member.lease_id)
+    }
+
     /// True when this is still under that lease, be it over or not.
     fn is_under(&self, lease_id: &Xid) -> bool {
         match self {
@@ -76,7 +91,8 @@ impl Leased {
     }
 }
 
-/// Adds a lease to a transaction, or marks a member as having staged something.
+/// Adds a lease to a transaction, or marks a member as having staged something. Epochs do not go back: who adds it may have
+/// looked at its lease long ago, and others have gone on since.
 pub fn join(record: &TxnRecord, member: Participant) -> TxnRecord {
     let mut joined = record.clone();
     match joined
@@ -84,7 +100,10 @@ pub fn join(record: &TxnRecord, member: Participant) -> TxnRecord {
         .iter_mut()
         .find(|known| known.lease_id == member.lease_id)
     {
-        Some(known) => known.enlisted |= member.enlisted,
+        Some(known) => {
+            known.enlisted |= member.enlisted;
+            known.epoch = known.epoch.max(member.epoch);
+        }
         None => joined.participants.push(member),
     }
     joined
@@ -143,7 +162,7 @@ pub fn is_member_alive(member: &Participant, leased: Option<&Leased>, now: Now) 
 /// True when a member that is covered still stands where it was leased, but too late. One that does not stand there any more
 /// has been marked as lost, or has never come to be covered.
 fn has_expired(member: &Participant, leased: Option<&Leased>, now: Now) -> bool {
-    member.enlisted && leased.is_some_and(|leased| leased.is_under(&member.lease_id) && !leased.is_alive(now))
+    member.enlisted && leased.is_some_and(|leased| leased.is_covered_as(member) && !leased.is_alive(now))
 }
 
 /// Decides a transaction. `leased` is what its participants have leased, in the order of the record.
@@ -166,17 +185,37 @@ pub fn decide(record: &TxnRecord, leased: &[Option<Leased>], wanted: Decision, n
         }
         // A member that expired but still stands in its record is ended along; one that was taken over is somebody else's
         // record now and stays untouched.
-        if let Some(ended) = leased.as_ref().and_then(|leased| end(decision, member, leased, now)) {
-            verdict.ended.push((index, ended));
+        match leased.as_ref().and_then(|leased| end(decision, member, leased, now)) {
+            Some(Ended::KeyPassedBy(_)) | None => {}
+            Some(ended) => verdict.ended.push((index, ended)),
         }
     }
     verdict
 }
 
-/// What a decision makes of what a member has leased. `None` when it is under this lease no longer: the decision has reached
-/// it already, or somebody else has it.
+/// What a decision makes of what a member has leased. `None` when it is not what the member was covered for any longer: the
+/// decision has reached it already, or somebody else has it.
 pub fn end(decision: Decision, member: &Participant, leased: &Leased, now: Now) -> Option<Ended> {
-    leased.is_under(&member.lease_id).then(|| leased.ended(decision, now))
+    if !leased.is_covered_as(member) {
+        return None;
+    }
+    match leased {
+        Leased::Key(key) if key.staged.is_none() && !member.lost && leased.is_alive(now) => {
+            Some(Ended::KeyPassedBy(passed_by(key, now)))
+        }
+        _ => Some(leased.ended(decision, now)),
+    }
+}
+
+/// The record in the next epoch of its lease. It differs from the one before, so whatever was about to be staged on that must
+/// look again, and enlist anew.
+fn passed_by(key: &KeyRecord, now: Now) -> KeyRecord {
+    let mut passed_by = key.clone();
+    if let Some(lease) = &mut passed_by.lease {
+        lease.epoch += 1;
+    }
+    passed_by.updated_at_ms = now.ms;
+    passed_by
 }
 
 #[cfg(test)]
@@ -200,6 +239,7 @@ mod tests {
             lease_id: xid(last),
             enlisted,
             lost: false,
+            epoch: 0,
         }
     }
 
@@ -212,6 +252,7 @@ mod tests {
                 txn_id: xid('t'),
                 explicit: true,
                 expires_at_unix,
+                epoch: 0,
             }),
             staged: Some(Staged {
                 version: 2,
@@ -234,6 +275,7 @@ mod tests {
             lease_id: xid(last),
             enlisted: true,
             lost: false,
+            epoch: 0,
         }
     }
 
@@ -259,7 +301,7 @@ mod tests {
 
     fn becomes(ended: &Ended) -> (Option<i64>, bool) {
         match ended {
-            Ended::Key(key) => (Some(key.version), key.lease.is_none()),
+            Ended::Key(key) | Ended::KeyPassedBy(key) => (Some(key.version), key.lease.is_none()),
             Ended::MessageDone => (None, true),
             Ended::MessageBack(message) => (Some(message.visible_from_ms), message.lease.is_none()),
         }

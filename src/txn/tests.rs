@@ -45,7 +45,7 @@ fn staged(bed: &Testbed) -> [Credentials; 3] {
     held
 }
 
-fn assert_nothing_left(bed: &Testbed) {
+pub(super) fn assert_nothing_left(bed: &Testbed) {
     sweep_leases(&bed.table, &Pace::without_pauses()).unwrap();
     let mut left = Vec::new();
     let noted = bed.table.committer().book().for_each(|noted| {
