@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::ids::{IdMaker, Xid};
 use crate::record::{Decision, KeyRecord};
-use crate::txn::rules::{Leased, is_member_alive, leave, lose};
+use crate::txn::rules::{Leased, give_up, is_member_alive, leave};
 use crate::txn::settle;
 use rules::{Credentials, Grant, Reason, ReleaseCase, clamp_ttl};
 use table::{KeyName, KeyTable, Step, View};
@@ -179,10 +179,9 @@ fn end_lease(view: &mut View<'_>, name: &KeyName, rollback: bool) -> Result<Step
     }
     let wanted = if rollback { Decision::Rollback } else { Decision::Commit };
     if record.staged.is_none() {
-        // It may be listed as about to stage something. Then the decision must not pass it by: its holder gives it up.
-        view.edit_txn(&lease.txn_id, |txn| lose(txn, &lease.id))?;
+        view.edit_txn(&lease.txn_id, |txn| give_up(txn, &lease.id))?;
     }
-    let settled = settle(view, &lease.txn_id, wanted, None)?;
+    let settled = settle(view, &lease.txn_id, &lease.id, wanted, None)?;
     if !settled.has_ended(&name.subject()) {
         // A rollback may be asked for by a member that has staged nothing; its own lease ends with it.
         view.put_decided(name, &rules::cleared(&record, now));

@@ -92,6 +92,13 @@ impl Testbed {
         Self::over(self.memory.handle(), clock)
     }
 
+    /// The same over a store that takes one record a batch, through a wrapper.
+    pub(crate) fn another_behind(&self, wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>) -> Self {
+        Self::over_store(self.memory.handle(), Arc::clone(&self.clock), |store| {
+            wrap(Arc::new(SingleRecordStore::new(store)))
+        })
+    }
+
     fn over(memory: MemoryStore, clock: Arc<ManualClock>) -> Self {
         Self::over_store(memory, clock, |store| store)
     }

@@ -29,8 +29,8 @@ impl Queues {
         let answer = self.table.transact(&[], |view| {
             let found = place.require(view)?;
             rules::ack(&found.record, by, view.now())?;
-            if let Some(txn_id) = found.named_txn() {
-                let settled = txn::settle(view, txn_id, Decision::Commit, None)?;
+            if let Some((txn_id, lease_id)) = found.named_txn() {
+                let settled = txn::settle(view, txn_id, lease_id, Decision::Commit, None)?;
                 if settled.conflict {
                     return Ok(Err(Refusal::TxnConflict));
                 }
@@ -55,9 +55,9 @@ impl Queues {
         self.table.transact(&[], |view| {
             let found = place.require(view)?;
             let nacked = rules::nack(&found.record, by, nack, view.now())?;
-            if let Some(txn_id) = found.named_txn() {
+            if let Some((txn_id, lease_id)) = found.named_txn() {
                 let subject = place.subject();
-                let settled = txn::settle(view, txn_id, Decision::Rollback, Some((&subject, &nacked)))?;
+                let settled = txn::settle(view, txn_id, lease_id, Decision::Rollback, Some((&subject, &nacked)))?;
                 if settled.has_ended(&subject) {
                     return Ok(nacked);
                 }
@@ -100,7 +100,7 @@ impl Queues {
             if living.is_none() || living.map(|lease| &lease.id) != given {
                 return Ok(());
             }
-            if let (Some(txn_id), Some(lease_id)) = (found.named_txn(), given) {
+            if let Some((txn_id, lease_id)) = found.named_txn() {
                 // Only this lease ends: the others of its transaction have done nothing wrong.
                 view.withdraw(txn_id, lease_id)?;
             }
@@ -127,13 +127,11 @@ impl Found {
         self.record.lease.as_ref().and_then(|lease| lease.state.as_ref())
     }
 
-    /// The transaction that the message takes part in, if its consumer named one.
-    pub(super) fn named_txn(&self) -> Option<&Xid> {
-        self.record
-            .lease
-            .as_ref()
+    /// The transaction that the message takes part in, if its consumer named one, and the lease with which it does.
+    pub(super) fn named_txn(&self) -> Option<(&Xid, &Xid)> {
+        (self.record.lease.as_ref())
             .filter(|lease| lease.explicit)
-            .map(|lease| &lease.txn_id)
+            .map(|lease| (&lease.txn_id, &lease.id))
     }
 }
 

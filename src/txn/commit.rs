@@ -22,7 +22,8 @@
 //! the decision is carried out, it is part of it. If not, the decision passes the key by: its lease goes on in the next
 //! epoch, which changes its record, so that the change which is on its way is refused by the store, looks again, is listed
 //! in that epoch and belongs to the next decision. The epoch is what tells the two apart for whoever is slow to carry the
-//! first one out.
+//! first one out. A message that is about to be delivered is passed by in the same way; it needs no epoch, because each
+//! delivery has a lease of its own.
 //!
 //! Until it is carried out, others may meet it, and they carry it out first:
 //!
@@ -431,12 +432,30 @@ impl Committer {
         Err(Error::Contended)
     }
 
+    /// True when the member's lease may be about to be granted.
+    pub(super) fn may_come(&self, member: &Participant) -> bool {
+        let age_seconds = self.now().unix().saturating_sub(member.lease_id.made_at_unix());
+        self.in_steps && !member.lost && (0..GRANT_GRACE_SECONDS).contains(&age_seconds)
+    }
+
     /// True when the member's lease lives, or may be about to be granted.
     fn may_be_alive(&self, member: &Participant) -> Result<bool, Error> {
-        let now = self.now();
-        let age_seconds = now.unix().saturating_sub(member.lease_id.made_at_unix());
-        let may_come = self.in_steps && !member.lost && (0..GRANT_GRACE_SECONDS).contains(&age_seconds);
-        Ok(may_come || is_member_alive(member, self.leased(member)?.as_ref(), now))
+        Ok(self.may_come(member) || is_member_alive(member, self.leased(member)?.as_ref(), self.now()))
+    }
+
+    /// Writes a record as it is, so that every write on condition that it is the same as before is refused. False: somebody
+    /// else has changed it. If nobody knows whether it was done, its value does not tell either, so that is an error.
+    pub(super) fn touch(&self, key: RecordKey, stored: Stored) -> Result<bool, Error> {
+        let write = RecordWrite {
+            key,
+            precondition: Precondition::Matches(stored.etag),
+            change: Change::Put(stored.value),
+        };
+        let batch = Batch {
+            records: vec![write],
+            ..Batch::default()
+        };
+        Ok(matches!(self.store.write(batch)?, Written::Done(_)))
     }
 
     fn leased(&self, member: &Participant) -> Result<Option<Leased>, Error> {

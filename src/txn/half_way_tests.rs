@@ -1,12 +1,20 @@
 //! Transactions where a batch changes one record: a decision meets a member that is about to stage something, when its
 //! transaction knows of it already and its key does not yet.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
+use crate::clock::ManualClock;
 use crate::lease::Released;
 use crate::lease::rules::Credentials;
-use crate::lease::testbed::{Testbed, name, txn};
-use crate::store::fault::{Fault, Operation};
+use crate::lease::testbed::{Meanwhile, Testbed, name, txn};
+use crate::queue::testbed::{Bed, in_txn, queue};
+use crate::store::fault::{Fault, FaultPlan, FaultStore, Operation};
+use crate::store::memory::MemoryStore;
+use crate::store::retry::Sleeper;
+use crate::store::single::SingleRecordStore;
 use crate::txn::tests::assert_nothing_left;
 
 /// More calls of one kind than anything here needs.
@@ -206,4 +214,48 @@ fn who_was_passed_by_stays_listed() {
     bed.clock.advance(Duration::from_secs(100));
     assert_nothing_left(&bed);
     assert!(bed.record("c").lease.is_none());
+}
+
+/// A message is listed as delivered into a transaction and is not yet, when another member decides. It is part of that
+/// decision or of the next one, never of none.
+#[test]
+fn a_delivery_that_a_decision_overtakes_belongs_to_the_next_one() {
+    for rolls_back in [false, true] {
+        for operation in [Operation::Write, Operation::Read] {
+            let mut met = 0;
+            for call in 1..=CALLS_MAX {
+                let (memory, clock) = (MemoryStore::new(), ManualClock::at_wall_ms(1_767_261_600_000));
+                let over = |sleep: Sleeper| {
+                    let single = Arc::new(SingleRecordStore::new(Arc::new(memory.handle())));
+                    let delayed = Arc::new(FaultStore::new(single, FaultPlan::quiet(0), sleep));
+                    let bed = Bed::over(delayed.clone(), clock.clone(), clock.clone(), FaultPlan::quiet(0));
+                    (bed, delayed)
+                };
+                let decider = over(Arc::new(|_| ())).0;
+                let id = decider.message();
+                let (a, by) = decider.stage("a", Some(&txn('t')), "1");
+                let decides: Meanwhile = Arc::new(Mutex::new(Some(Box::new(move || {
+                    decider.leases.release(&a, &by, rolls_back).unwrap();
+                }))));
+                let happens = Arc::clone(&decides);
+                let (bed, delayed) = over(Arc::new(move |_| {
+                    let happens = happens.lock().take();
+                    happens.into_iter().for_each(|happens| happens());
+                }));
+                delayed.inject(operation, call, Fault::Delay(Duration::ZERO));
+
+                let context = format!("{operation:?} {call}, rolls back: {rolls_back}");
+                bed.queues.deliver(&queue(), id, &in_txn(&txn('t'))).expect(&context);
+                if decides.lock().take().is_some() {
+                    break;
+                }
+                met += 1;
+                let (d, by) = bed.stage("d", Some(&txn('t')), "2");
+                bed.leases.release(&d, &by, false).expect(&context);
+                assert_eq!(bed.key(&d).0, 1, "{context}");
+                assert_eq!(bed.queues.read(&queue(), id).unwrap(), None, "{context}");
+            }
+            assert!((2..CALLS_MAX).contains(&met), "{operation:?} {met}");
+        }
+    }
 }

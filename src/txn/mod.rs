@@ -12,11 +12,12 @@ pub mod rules;
 
 use crate::error::Error;
 use crate::ids::Xid;
+use crate::keys;
 use crate::lease::table::{KeyName, View};
 use crate::queue::{Place, StateEnd};
 use crate::record::{Decision, MessageRecord, Participant, Subject, TxnRecord};
 use commit::{Committer, ROUNDS_MAX};
-use rules::{Ended, Verdict};
+use rules::{Ended, Leased, Verdict};
 
 /// What became of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,16 +38,27 @@ impl Settled {
 /// Decides a transaction and puts what becomes of its members, and of its own record, into the view; or just the decision,
 /// where it is carried out afterwards.
 ///
+/// `lease_id`: the lease of whoever asks. Where records are written one by one, one that the transaction does not list has
+/// been decided about since it was read, and has no say in what the others do next: then nothing is decided, and what the
+/// caller writes will be refused by the store.
+///
 /// `back`: what a message becomes by a rollback, when that is more than being visible again.
 ///
 /// The state of a message follows its message: with a commit it goes, with a rollback what was staged of it is dropped.
 pub(crate) fn settle(
     view: &mut View<'_>,
     txn_id: &Xid,
+    lease_id: &Xid,
     wanted: Decision,
     back: Option<(&Subject, &MessageRecord)>,
 ) -> Result<Settled, Error> {
     let txn = view.txn(txn_id)?;
+    if view.in_steps() && !txn.participants.iter().any(|member| member.lease_id == *lease_id) {
+        return Ok(Settled {
+            conflict: false,
+            ended: Vec::new(),
+        });
+    }
     let mut leased = Vec::with_capacity(txn.participants.len());
     for member in &txn.participants {
         leased.push(view.leased(&member.subject)?);
@@ -115,6 +127,9 @@ fn end_member(
         let leased = view.leased(&member.subject)?;
         let ended = (leased.as_ref()).and_then(|leased| rules::end(decision, member, leased, view.now()));
         let Some(ended) = ended else {
+            if !turn_back(committer, &mut view, member, leased.as_ref())? {
+                continue;
+            }
             // If it is under its lease all the same, it has been passed by before.
             return Ok(rules::is_member_alive(member, leased.as_ref(), view.now()));
         };
@@ -129,6 +144,27 @@ fn end_member(
         }
     }
     Err(Error::Contended)
+}
+
+/// A message that is listed may be about to be delivered. Then whoever delivers it must look again, and list it anew: its
+/// record is written as it is, so that a write which is on its way is refused. False: somebody else was quicker.
+fn turn_back(
+    committer: &Committer,
+    view: &mut View<'_>,
+    member: &Participant,
+    leased: Option<&Leased>,
+) -> Result<bool, Error> {
+    let (Subject::Message { queue, id }, Some(Leased::Message(message))) = (&member.subject, leased) else {
+        return Ok(true);
+    };
+    if !committer.may_come(member) || message.living_lease(view.now().ms).is_some() {
+        return Ok(true);
+    }
+    let record_key = keys::message_record(queue, *id);
+    match view.stored(&record_key)? {
+        Some(stored) => committer.touch(record_key, stored),
+        None => Ok(true),
+    }
 }
 
 /// The state that is ended along with a message, if there is one.
@@ -186,5 +222,7 @@ fn end_message(
 
 #[cfg(test)]
 mod half_way_tests;
+#[cfg(test)]
+mod schedule_tests;
 #[cfg(test)]
 mod tests;

@@ -140,6 +140,16 @@ pub fn lose(record: &TxnRecord, lease_id: &Xid) -> TxnRecord {
     }
 }
 
+/// Marks a member whose holder gives it up and has staged nothing. If it is listed as about to stage something, the decision
+/// must end its lease and not pass it by.
+pub fn give_up(record: &TxnRecord, lease_id: &Xid) -> TxnRecord {
+    let mut given_up = record.clone();
+    for known in &mut given_up.participants {
+        known.lost |= known.enlisted && known.lease_id == *lease_id;
+    }
+    given_up
+}
+
 /// Takes the leases of one subject out of a transaction, as if they had never been part of it.
 pub fn forget(record: &TxnRecord, subject: &Subject) -> TxnRecord {
     let participants = record
