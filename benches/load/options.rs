@@ -26,6 +26,7 @@ What to do
       queue               enqueue, dequeue, ack                               3 requests
       queue-subscribe     enqueue on each connection; subscribers that ack    2 requests, and a stream each
       parked              acquires that wait on held keys, then one wake-up after the other; stands alone
+      parked-queue        the same with dequeues that wait for a message
   --rounds N            how often the workloads take turns (1)
   --connections N       connections kept open; with parked, waiting requests (32)
   --seconds S           length of each measurement (10)
@@ -200,7 +201,7 @@ fn read(mut parser: Parser) -> Result<Options, UsageError> {
             workloads.remove(n);
         }
     }
-    let parked = workloads.contains(&Workload::Parked);
+    let parked = workloads.contains(&Workload::Parked) || workloads.contains(&Workload::ParkedQueue);
     if parked && workloads.len() > 1 {
         return Err(UsageError("parked cannot take turns with other workloads".to_owned()));
     }

@@ -6,10 +6,13 @@
 //! from outside; the pause `--settle` is for that.
 //!
 //! Then the holders release, one key after the other. Whoever is granted the key releases it in turn, so there is always
-//! one wake-up under way and never two: this is the latency of a quiet moment, not of a stampede.
+//! one wake-up under way and never two: this is the latency of a quiet moment, not of a stampede. A server may end a connection
+//! with the grant; the waiter then gives back on another one.
+//!
+//! With `parked-queue` it is one message in each queue that is handed on: whoever gets it gives it back at once.
 
 use std::io::{self, ErrorKind, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -25,9 +28,13 @@ use crate::options::Options;
 use crate::process::Process;
 use crate::report::{Cpu, ParkedOutcome};
 use crate::run::{Reading, RunError, acquire_now, ask, sleep_until};
-use crate::workload::{Lease, Phrases};
+use crate::workload::{Delivery, Lease, Phrases, Workload};
 
 const CONNECTIONS_PER_PROBE: usize = 100;
+/// How long a server is watched that becomes smaller after everybody has left.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(30);
+/// It has come to rest when nothing changes for so long. The HTTP library's threads go when they were idle for 5 s.
+const AT_REST: Duration = Duration::from_secs(7);
 /// A waiter that is not woken for so long never will be.
 const WAKE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -35,11 +42,15 @@ const WAKE_PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) fn run(options: &Options, clock: &SystemClock) -> Result<ParkedOutcome, RunError> {
     let phrases = Phrases::new(options);
     let keys = options.keys.min(options.connections as u64);
+    let what = match options.workloads[..] {
+        [Workload::ParkedQueue] => What::Message,
+        _ => What::Lease,
+    };
     let mut holders = Vec::new();
     for key in 0..keys {
         let mut stream = connect(options.address).map_err(RunError::when("connecting a holder"))?;
-        let lease = acquire_now(&mut stream, &phrases, key).map_err(RunError::when("acquiring a key to hold"))?;
-        holders.push((stream, lease));
+        let held = hold(&mut stream, &phrases, what, key).map_err(RunError::when("preparing what to wait for"))?;
+        holders.push((stream, held));
     }
     let resident = || match options.pid {
         Some(pid) => Process::Pid(pid).resident_bytes().map(Some),
@@ -47,7 +58,8 @@ pub(crate) fn run(options: &Options, clock: &SystemClock) -> Result<ParkedOutcom
     };
     let resident_before = resident().map_err(RunError::when("reading the server's memory"))?;
     let start = Reading::take(options, clock)?;
-    let mut crowd = Crowd::new(clock, &phrases, keys).map_err(RunError::when("preparing to wait"))?;
+    let mut crowd =
+        Crowd::new(clock, &phrases, what, options.address, keys).map_err(RunError::when("preparing to wait"))?;
     let parking = crowd.park(options).map_err(RunError::when("parking"))?;
     let parked = Reading::take(options, clock)?;
     sleep_until(clock, clock.now().after(options.settle));
@@ -61,7 +73,15 @@ pub(crate) fn run(options: &Options, clock: &SystemClock) -> Result<ParkedOutcom
     }
     let woken = Reading::take(options, clock)?;
     let idle: Cpu = settled.since(&parked);
+    crowd.waiters.clear();
+    let resident_after = match options.pid {
+        Some(_) => come_to_rest(clock, || Ok(resident()?.map_or(0, |(now, _)| now)))
+            .map(Some)
+            .map_err(RunError::when("reading the server's memory"))?,
+        None => None,
+    };
     Ok(ParkedOutcome {
+        what: what.name(),
         keys,
         parking_seconds: parking.as_secs_f64(),
         parking_cpu: parked.since(&start),
@@ -73,8 +93,88 @@ pub(crate) fn run(options: &Options, clock: &SystemClock) -> Result<ParkedOutcom
         errors: crowd.errors,
         server_resident_bytes_before: resident_before.map(|(now, _)| now),
         server_resident_bytes_parked: resident_parked.map(|(now, _)| now),
+        server_resident_bytes_after: resident_after,
         server_resident_bytes_peak: resident().ok().flatten().map(|(_, most)| most),
     })
+}
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum What {
+    Lease,
+    Message,
+}
+
+impl What {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lease => "acquire",
+            Self::Message => "dequeue",
+        }
+    }
+}
+
+/// What is handed on.
+enum Held {
+    Lease(Lease),
+    Message(Box<Delivery>),
+}
+
+impl Held {
+    /// Takes it from an answer. `None` if a field is missing.
+    fn read(what: What, body: &[u8]) -> Option<Self> {
+        match what {
+            What::Lease => {
+                let mut lease = Lease::default();
+                lease.read(body).then_some(Self::Lease(lease))
+            }
+            What::Message => {
+                let mut delivery = Delivery::default();
+                delivery.read(body).then(|| Self::Message(Box::new(delivery)))
+            }
+        }
+    }
+
+    /// Replaces the content of `out` by the request that hands it on.
+    fn give_back(&self, phrases: &Phrases, out: &mut Vec<u8>, key: u64) {
+        match self {
+            Self::Lease(lease) => phrases.release(out, key, lease),
+            Self::Message(delivery) => phrases.defer(out, key, delivery),
+        }
+    }
+}
+
+/// Makes it so that others have to wait.
+fn hold(stream: &mut TcpStream, phrases: &Phrases, what: What, key: u64) -> io::Result<Held> {
+    match what {
+        What::Lease => acquire_now(stream, phrases, key).map(Held::Lease),
+        What::Message => {
+            let mut request = Vec::new();
+            phrases.enqueue(&mut request, key, 0);
+            ask(stream, &request)?;
+            phrases.dequeue(&mut request, key);
+            let answer = ask(stream, &request)?;
+            Held::read(what, &answer)
+                .ok_or_else(|| io::Error::other("dequeue answered without a field that nack needs"))
+        }
+    }
+}
+
+/// Looks until the number becomes no smaller any more, and returns it.
+fn come_to_rest(clock: &SystemClock, look: impl Fn() -> io::Result<u64>) -> io::Result<u64> {
+    let began = clock.now();
+    let (mut least, mut since) = (look()?, began);
+    loop {
+        sleep_until(clock, clock.now().after(Duration::from_millis(250)));
+        let (found, now) = (look()?, clock.now());
+        // A page more or less is no news.
+        if found + found / 100 < least {
+            (least, since) = (found, now);
+        }
+        if AT_REST <= now.since(since) || LEAVING_PATIENCE <= now.since(began) {
+            return Ok(found);
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -94,6 +194,8 @@ struct Waiter {
 struct Crowd<'a> {
     clock: &'a SystemClock,
     phrases: &'a Phrases,
+    what: What,
+    address: SocketAddr,
     epoll: OwnedFd,
     waiters: Vec<Waiter>,
     /// How many wait, by key.
@@ -108,10 +210,18 @@ struct Crowd<'a> {
 }
 
 impl<'a> Crowd<'a> {
-    fn new(clock: &'a SystemClock, phrases: &'a Phrases, keys: u64) -> io::Result<Self> {
+    fn new(
+        clock: &'a SystemClock,
+        phrases: &'a Phrases,
+        what: What,
+        address: SocketAddr,
+        keys: u64,
+    ) -> io::Result<Self> {
         Ok(Self {
             clock,
             phrases,
+            what,
+            address,
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             waiters: Vec::new(),
             waiting: vec![0; usize::try_from(keys).unwrap_or(usize::MAX)],
@@ -127,13 +237,16 @@ impl<'a> Crowd<'a> {
         self.waiting.iter().sum()
     }
 
-    /// Opens the connections and sends an acquire on each. Returns how long that took, the last probe included.
+    /// Opens the connections and sends a request that waits on each. Returns how long that took, the last probe included.
     fn park(&mut self, options: &Options) -> io::Result<Duration> {
         let begun = self.clock.now();
         for number in 0..options.connections {
             let mut stream = connect(options.address)?;
             let key = number % self.waiting.len();
-            self.phrases.acquire(&mut self.request, key as u64);
+            match self.what {
+                What::Lease => self.phrases.acquire(&mut self.request, key as u64),
+                What::Message => self.phrases.wait_for_message(&mut self.request, key as u64),
+            }
             // A new connection has room for a request of this size.
             stream.write_all(&self.request)?;
             epoll::add(&self.epoll, &stream, EventData::new_u64(number as u64), EventFlags::IN)?;
@@ -159,8 +272,8 @@ impl<'a> Crowd<'a> {
     }
 
     /// Lets the holder of this key release it, and each waiter in turn.
-    fn wake_all(&mut self, key: usize, (mut stream, lease): (TcpStream, Lease)) -> io::Result<()> {
-        self.phrases.release(&mut self.request, key as u64, &lease);
+    fn wake_all(&mut self, key: usize, (mut stream, held): (TcpStream, Held)) -> io::Result<()> {
+        held.give_back(self.phrases, &mut self.request, key as u64);
         self.handing_on = Some((key, self.clock.now()));
         stream.write_all(&self.request)?;
         let mut progress = self.clock.now();
@@ -221,11 +334,15 @@ impl<'a> Crowd<'a> {
         let (key, stage) = (waiter.key, waiter.stage);
         match waiter.reader.answer() {
             Ok(Some(answer)) if answer.status == 200 && stage == Stage::Waiting => {
-                let mut lease = Lease::default();
-                if !lease.read(answer.body) {
-                    self.errors
-                        .other("acquire answered without lease_id, txn_id or fencing_token");
+                let Some(held) = Held::read(self.what, answer.body) else {
+                    self.errors.other("granted without a field that giving back needs");
                     return self.leave(number);
+                };
+                if answer.close {
+                    let stream = connect(self.address)?;
+                    epoll::delete(&self.epoll, &waiter.stream)?;
+                    epoll::add(&self.epoll, &stream, EventData::new_u64(number as u64), EventFlags::IN)?;
+                    waiter.stream = stream;
                 }
                 if let Some((handed_on, released_at)) = self.handing_on
                     && handed_on == key
@@ -240,7 +357,7 @@ impl<'a> Crowd<'a> {
                 waiter.stage = Stage::Releasing;
                 self.waiting[key] -= 1;
                 self.releasing += 1;
-                self.phrases.release(&mut self.request, key as u64, &lease);
+                held.give_back(self.phrases, &mut self.request, key as u64);
                 if let Some((handed_on, released_at)) = &mut self.handing_on
                     && *handed_on == key
                 {

@@ -50,6 +50,8 @@ impl Measured {
 /// What the workload `parked` found.
 #[derive(Debug)]
 pub(crate) struct ParkedOutcome {
+    /// The request that waits.
+    pub(crate) what: &'static str,
     pub(crate) keys: u64,
     /// From the first connection to the answer of the last probe.
     pub(crate) parking_seconds: f64,
@@ -66,7 +68,17 @@ pub(crate) struct ParkedOutcome {
     pub(crate) errors: Errors,
     pub(crate) server_resident_bytes_before: Option<u64>,
     pub(crate) server_resident_bytes_parked: Option<u64>,
+    /// After all have left.
+    pub(crate) server_resident_bytes_after: Option<u64>,
     pub(crate) server_resident_bytes_peak: Option<u64>,
+}
+
+impl ParkedOutcome {
+    /// What each waiter costs the server.
+    fn server_resident_bytes_per_waiter(&self) -> Option<u64> {
+        let grown = (self.server_resident_bytes_parked?).saturating_sub(self.server_resident_bytes_before?);
+        grown.checked_div(self.waiting as u64)
+    }
 }
 
 /// The measurements of a run as the options want them.
@@ -202,8 +214,15 @@ pub(crate) fn parked(options: &Options, outcome: &ParkedOutcome) -> String {
         out,
         "{}, {} waiting on {}",
         options.url,
-        counted(options.connections, "acquire"),
-        counted(usize::try_from(*keys).unwrap_or(usize::MAX), "held key")
+        counted(options.connections, outcome.what),
+        counted(
+            usize::try_from(*keys).unwrap_or(usize::MAX),
+            if outcome.what == "acquire" {
+                "held key"
+            } else {
+                "empty queue"
+            }
+        )
     );
     line!(
         out,
@@ -231,16 +250,22 @@ pub(crate) fn parked(options: &Options, outcome: &ParkedOutcome) -> String {
     let memory = (
         outcome.server_resident_bytes_before,
         outcome.server_resident_bytes_parked,
+        outcome.server_resident_bytes_after,
         outcome.server_resident_bytes_peak,
     );
-    if let (Some(before), Some(parked), Some(peak)) = memory {
+    if let (Some(before), Some(parked), Some(after), Some(peak)) = memory {
         line!(
             out,
-            "server memory {:.1} MB before, {:.1} MB while they waited, {:.1} MB at most since it started",
+            "server memory {:.1} MB before, {:.1} MB while they waited, {:.1} MB after all have left, {:.1} MB at most since \
+             it started",
             megabytes(before),
             megabytes(parked),
+            megabytes(after),
             megabytes(peak)
         );
+        if let Some(each) = outcome.server_resident_bytes_per_waiter() {
+            line!(out, "              {each} bytes for each who waits");
+        }
     }
     out
 }
@@ -248,7 +273,8 @@ pub(crate) fn parked(options: &Options, outcome: &ParkedOutcome) -> String {
 fn parked_json(options: &Options, outcome: &ParkedOutcome) -> Value {
     json!({
         "url": options.url,
-        "workload": Workload::Parked.name(),
+        "workload": options.workloads.first().map(|workload| workload.name()),
+        "waits": outcome.what,
         "connections": options.connections,
         "keys": outcome.keys,
         "parking_seconds": outcome.parking_seconds,
@@ -263,6 +289,8 @@ fn parked_json(options: &Options, outcome: &ParkedOutcome) -> Value {
         "waking_cpu": cpu_json(&outcome.waking_cpu),
         "server_resident_bytes_before": outcome.server_resident_bytes_before,
         "server_resident_bytes_parked": outcome.server_resident_bytes_parked,
+        "server_resident_bytes_per_waiter": outcome.server_resident_bytes_per_waiter(),
+        "server_resident_bytes_after": outcome.server_resident_bytes_after,
         "server_resident_bytes_peak": outcome.server_resident_bytes_peak,
     })
 }

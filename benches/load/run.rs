@@ -56,11 +56,12 @@ impl std::error::Error for RunError {
 
 /// Measures, and returns the report.
 pub(crate) fn run(options: &Options) -> Result<(String, Verdict), RunError> {
-    let subscribers = 2 * options.subscribers as u64;
+    let subscribes = options.workloads.contains(&Workload::QueueSubscribe);
+    let subscribers = if subscribes { 2 * options.subscribers as u64 } else { 0 };
     let files = options.connections as u64 + options.keys.min(options.connections as u64) + subscribers + 64;
     allow_open_files(files).map_err(RunError::when("raising the limit of open files"))?;
     let clock = SystemClock::new();
-    if options.workloads == [Workload::Parked] {
+    if let [Workload::Parked | Workload::ParkedQueue] = options.workloads[..] {
         let outcome = parked::run(options, &clock)?;
         let verdict = if outcome.wake_up_ns.is_empty() {
             Verdict::NothingSucceeded

@@ -345,6 +345,21 @@ fn parked_requests_are_woken_one_after_the_other() {
 }
 
 #[test]
+fn one_message_goes_through_the_hands_of_all_who_wait_for_one() {
+    let server = queue_server();
+    let line = format!(
+        "--bench --url {} --workload parked-queue --connections 20 --keys 2 --settle 0.1",
+        server.url()
+    );
+    let Ok(Command::Run(options)) = command(&line) else {
+        panic!("{line}")
+    };
+    let outcome = parked::run(&options, &SystemClock::new()).unwrap();
+    assert_eq!(outcome.errors.total(), 0, "{:?}", outcome.errors);
+    assert_eq!((outcome.waiting, outcome.wake_up_ns.len()), (20, 20));
+}
+
+#[test]
 fn parked_requests_that_are_refused_are_not_waited_for() {
     let server = Scripted::start(Manners::default());
     let options = options_for(&server, "--workload parked --connections 10 --block -1 --settle 0.1");
@@ -403,6 +418,7 @@ fn reports_name_the_ratio_the_refusals_and_the_cost_of_measuring() {
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(json["wake_ups"], 5);
     assert!(json["server_resident_bytes_parked"].as_u64().unwrap() > 0);
+    assert!(json["server_resident_bytes_after"].as_u64().unwrap() > 0);
     let arguments = "--workload lock --operations 4 --connections 1";
     let refusing = Scripted::start(Manners {
         refused_update: 1,

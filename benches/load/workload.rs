@@ -29,6 +29,8 @@ pub(crate) enum Workload {
     QueueSubscribe,
     /// Not a conversation that repeats; see the module `parked`.
     Parked,
+    /// The same with messages.
+    ParkedQueue,
 }
 
 impl Workload {
@@ -42,9 +44,11 @@ impl Workload {
             Self::Queue,
             Self::QueueSubscribe,
             Self::Parked,
+            Self::ParkedQueue,
         ];
         all.into_iter().find(|workload| workload.name() == name).ok_or_else(|| {
-            "the workloads are health, lease, lock, public-read, queue, queue-subscribe and parked".to_owned()
+            "the workloads are health, lease, lock, public-read, queue, queue-subscribe, parked and parked-queue"
+                .to_owned()
         })
     }
 
@@ -58,6 +62,7 @@ impl Workload {
             Self::Queue => "queue",
             Self::QueueSubscribe => "queue-subscribe",
             Self::Parked => "parked",
+            Self::ParkedQueue => "parked-queue",
         }
     }
 }
@@ -222,6 +227,12 @@ impl Phrases {
         self.take(out, "/v1/queue/subscribe", queue, &owner, 0, prefetch);
     }
 
+    /// The same for a dequeue that waits, as long as the options say.
+    pub(crate) fn wait_for_message(&self, out: &mut Vec<u8>, queue: u64) {
+        let wait_seconds = u64::try_from(self.block_seconds).unwrap_or(0);
+        self.take(out, "/v1/queue/dequeue", queue, "bench", wait_seconds, 1);
+    }
+
     fn take(&self, out: &mut Vec<u8>, path: &str, queue: u64, owner: &str, wait_seconds: u64, page: usize) {
         let Self {
             namespace,
@@ -245,11 +256,20 @@ impl Phrases {
 
     /// The same for ack.
     pub(crate) fn ack(&self, out: &mut Vec<u8>, queue: u64, delivery: &Delivery) {
+        self.settle(out, "/v1/queue/ack", queue, delivery, "");
+    }
+
+    /// The same for a nack that is no failure: the message can be delivered again at once.
+    pub(crate) fn defer(&self, out: &mut Vec<u8>, queue: u64, delivery: &Delivery) {
+        self.settle(out, "/v1/queue/nack", queue, delivery, r#","intent":"defer""#);
+    }
+
+    fn settle(&self, out: &mut Vec<u8>, path: &str, queue: u64, delivery: &Delivery, more: &str) {
         let Self {
             namespace, key_prefix, ..
         } = self;
         let Delivery { message, lease, etag } = delivery;
-        self.post_json(out, "/v1/queue/ack", "", |out| {
+        self.post_json(out, path, "", |out| {
             push(
                 out,
                 format_args!(
@@ -259,7 +279,7 @@ impl Phrases {
             push(
                 out,
                 format_args!(
-                    r#""lease_id":"{}","txn_id":"{}","fencing_token":{},"meta_etag":"{etag}"}}"#,
+                    r#""lease_id":"{}","txn_id":"{}","fencing_token":{},"meta_etag":"{etag}"{more}}}"#,
                     lease.id, lease.txn, lease.token
                 ),
             );
