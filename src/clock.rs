@@ -29,6 +29,9 @@ impl Moment {
     /// The beginning that moments are counted from.
     pub const ZERO: Moment = Moment(Duration::ZERO);
 
+    /// A moment that never comes.
+    pub const MAX: Moment = Moment(Duration::MAX);
+
     /// The moment so much later.
     pub fn after(self, span: Duration) -> Moment {
         Moment(self.0.saturating_add(span))

@@ -283,7 +283,7 @@ impl Server {
             listener,
             Arc::clone(&logger),
             move |request| taker.take(request),
-            move || tender.cut_stuck_connections(),
+            move || tender.tend(),
         )?;
         let scrapes = metrics_listener
             .map(|listener| exporter::start(listener, &service, Arc::clone(&logger)))

@@ -232,6 +232,132 @@ impl Drop for FrugalDaemon {
     }
 }
 
+/// Sends a request with a JSON body.
+fn post(connection: &mut TcpStream, path: &str, token: i64, body: &str) {
+    let length = body.len();
+    write!(
+        connection,
+        "POST {path} HTTP/1.1\r\nHost: test\r\nX-Fencing-Token: {token}\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+}
+
+/// The head of the answer to an acquire, and the lease.
+fn granted(connection: &mut TcpStream) -> (String, serde_json::Value) {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        connection.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let length = head.split("Content-Length: ").nth(1).unwrap();
+    let mut body = vec![0; length.split("\r\n").next().unwrap().parse().unwrap()];
+    connection.read_exact(&mut body).unwrap();
+    (head, serde_json::from_slice(&body).unwrap())
+}
+
+fn release(connection: &mut TcpStream, lease: &serde_json::Value) {
+    let (lease_id, txn_id) = (&lease["lease_id"], &lease["txn_id"]);
+    let body = format!(r#"{{"key":"held","lease_id":{lease_id},"txn_id":{txn_id}}}"#);
+    post(
+        connection,
+        "/v1/release",
+        lease["fencing_token"].as_i64().unwrap(),
+        &body,
+    );
+}
+
+/// A thread, a stack and buffers for each connection on which nothing comes would be nine tenths of what a waiting client costs.
+#[test]
+#[cfg(target_os = "linux")]
+fn of_very_many_who_wait_those_who_came_first_cost_no_thread_and_are_served_all_the_same() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    const WAITING: usize = 1300;
+    let limit = getrlimit(Resource::Nofile);
+    let files = 3500;
+    if limit.maximum.is_some_and(|maximum| maximum < files) {
+        eprintln!("SKIPPED: {files} open files are needed");
+        return;
+    }
+    let current = limit.current.map(|current| current.max(files));
+    setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
+    let daemon = FrugalDaemon::start(3500);
+    let connect = || {
+        let connection = TcpStream::connect(daemon.address).unwrap();
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
+        connection
+    };
+    let acquire = |connection: &mut TcpStream| {
+        let body = r#"{"key":"held","owner":"test","ttl_seconds":600,"block_seconds":0}"#;
+        post(connection, "/v1/acquire", 0, body);
+    };
+    let mut holder = connect();
+    acquire(&mut holder);
+    let (_, lease) = granted(&mut holder);
+    let mut waiting: Vec<_> = (0..WAITING)
+        .map(|_| {
+            let mut connection = connect();
+            acquire(&mut connection);
+            connection
+        })
+        .collect();
+    let threads = || {
+        fs::read_dir(format!("/proc/{}/task", daemon.child.id()))
+            .unwrap()
+            .count()
+    };
+    wait_until("all have a thread", || WAITING <= threads());
+    wait_until("many have none any more", || {
+        threads() < WAITING - 100 || daemon.log().contains("http.readers.kept")
+    });
+    if daemon.log().contains("http.readers.kept") {
+        eprintln!("SKIPPED: own sockets cannot be duplicated here");
+        return;
+    }
+    // One who leaves is not served, although nobody reads its connection.
+    drop(waiting.remove(1));
+    release(&mut holder, &lease);
+    for number in 1..WAITING {
+        // They have come in this order, but for those whom two workers took up at the same moment.
+        let mut served = take_served(&mut waiting);
+        let (head, lease) = granted(&mut served);
+        let is_last = head.contains("\r\nConnection: close\r\n");
+        if number < 10 {
+            assert!(is_last, "{head}");
+        }
+        if is_last {
+            assert_eq!(served.read(&mut [0]).unwrap(), 0, "the connection has ended");
+            // The next one is served when this is done.
+            release(&mut connect(), &lease);
+        } else {
+            release(&mut served, &lease);
+            let mut status = [0; 12];
+            served.read_exact(&mut status).unwrap();
+            assert_eq!(&status, b"HTTP/1.1 200");
+        }
+        // Who came last keeps its connection.
+        assert!(!is_last || number < WAITING - 100, "{head}");
+    }
+}
+
+/// Takes out the connection on which something has come.
+fn take_served(waiting: &mut Vec<TcpStream>) -> TcpStream {
+    let has_answer = |connection: &TcpStream| {
+        connection.set_nonblocking(true).unwrap();
+        let peeked = connection.peek(&mut [0]);
+        connection.set_nonblocking(false).unwrap();
+        peeked.is_ok()
+    };
+    let mut served = None;
+    wait_until("somebody is served", || {
+        served = waiting.iter().position(has_answer);
+        served.is_some()
+    });
+    waiting.remove(served.unwrap())
+}
+
 /// When no descriptor is left, the HTTP library stops to accept for good, with an error or (when it lacks the second
 /// descriptor of a connection) in a panic. Those who are connected are served on, and when there are descriptors again, so is
 /// everybody.

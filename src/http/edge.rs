@@ -12,6 +12,7 @@ use socket2::Socket;
 use tiny_http::Method;
 
 use super::crew::Crew;
+use super::intake::SOCKET_TIMEOUT;
 use super::route::{self, Route};
 use super::tally::{Call, Tally};
 use crate::clock::{Moment, SharedClock};
@@ -21,6 +22,8 @@ use crate::net::sever::{self, ListenerAddr};
 
 /// How long a stopping server still carries out what clients ask on connections that they have.
 const LATE_REQUESTS: Duration = Duration::from_secs(1);
+/// More than passes from the time-out of a connection to the moment at which the library acts on it.
+const UNREAD_MARGIN: Duration = Duration::from_secs(5);
 
 /// Shared by intake and workers.
 pub struct Edge {
@@ -232,6 +235,20 @@ impl Edge {
             log::debug!(logger: self.log, target: "api.http.server", error; "http.sever.failed");
             0
         })
+    }
+
+    /// Ends the reading side of these connections, and says how many there were. Answers still arrive. An error says that
+    /// this cannot be done here.
+    pub fn end_reading(&self, peers: &[Peer]) -> io::Result<usize> {
+        match &self.address {
+            ListenerAddr::Tcp(local) => sever::end_reading(*local, peers),
+            ListenerAddr::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// True when the HTTP library may have given up to read a connection on which it has seen nothing for so long.
+    pub(super) fn may_be_unread(&self, silence: Duration) -> bool {
+        matches!(self.address, ListenerAddr::Tcp(_)) && SOCKET_TIMEOUT - UNREAD_MARGIN <= silence
     }
 
     /// Cuts all connections. What has been written to them still arrives.

@@ -33,7 +33,7 @@ use crate::net::sever::ListenerAddr;
 use crate::threads;
 
 /// A client that neither sends nor takes a byte for so long is cut; an idle connection lives so long.
-const SOCKET_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const SOCKET_TIMEOUT: Duration = Duration::from_secs(60);
 /// Well below the time-out, so that `accept` never sees it.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// How soon to look again while requests come in or some connections still have something unread.

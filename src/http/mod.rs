@@ -21,6 +21,7 @@ mod lease;
 pub mod multipart;
 mod namespace;
 mod queue;
+mod readers;
 mod reply;
 mod report;
 pub mod request;
@@ -55,6 +56,7 @@ use crate::lease::rules::Now;
 use crate::lease::{Leases, TtlLimits, Wanted};
 use crate::metrics::Counter;
 use crate::namespace::Namespaces;
+use crate::net::peer::Peer;
 use crate::queue::Queues;
 use crate::record::KeyRecord;
 use crate::state::States;
@@ -183,6 +185,8 @@ enum Work {
     Discard(Box<Incoming>),
     /// A client that sends without end.
     CutOff(SocketAddr),
+    /// Clients that wait for an answer and send nothing.
+    EndReading(Vec<Peer>),
     Stop,
 }
 
@@ -293,7 +297,7 @@ impl Service {
     /// It does so with a request of a version above 1.1: its thread waits for itself and notices nothing any more, neither
     /// further requests nor the end of the connection. From outside that shows once the client has given up: a thread in
     /// its right mind sees that within moments and closes the connection. The stuck thread cannot be helped.
-    pub fn cut_stuck_connections(&self) {
+    fn cut_stuck_connections(&self) {
         let now = self.edge.clock.now();
         let mut seen = self.half_closed.lock();
         if now.since(seen.looked) < STUCK_LOOK_EVERY {
@@ -366,6 +370,7 @@ impl Service {
             Work::CutOff(peer) => {
                 self.edge.sever(&[peer]);
             }
+            Work::EndReading(peers) => self.unless_it_panics(|| self.end_reading(&peers)),
         }
         true
     }

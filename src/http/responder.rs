@@ -11,6 +11,7 @@ use super::chunked::Chunked;
 use super::edge::{Edge, UnderWay};
 use super::reply::{Reply, ReplyBody};
 use super::turns::Turn;
+use crate::clock::Moment;
 use crate::net::peer::Peer;
 
 /// What an answer depends on besides its content.
@@ -34,6 +35,7 @@ pub struct Responder {
     under_way: UnderWay,
     turn: Turn,
     way: Way,
+    parked_since: Option<Moment>,
 }
 
 impl Responder {
@@ -43,6 +45,7 @@ impl Responder {
             under_way,
             turn,
             way,
+            parked_since: None,
         }
     }
 
@@ -64,13 +67,23 @@ impl Responder {
     /// From here on the request waits for something. Its client may go, and come again from the same address, before
     /// anybody looks: so its connection is marked.
     pub(super) fn park(&mut self, edge: &Edge) {
+        let now = edge.clock.now();
+        self.parked_since = Some(now);
         if let Some(peer) = &mut self.way.peer
             && peer.mark.is_none()
         {
             peer.mark = edge.mark(peer.address);
             if let Some(mark) = peer.mark {
-                self.turn.park(mark);
+                self.turn.park(mark, now);
             }
+        }
+    }
+
+    /// The waiting is over. Where nobody reads the connection any more, the client must hear that this answer is the last.
+    fn unpark(&mut self, edge: &Edge) {
+        if let Some(since) = self.parked_since.take() {
+            let is_unread = self.turn.unpark() || edge.may_be_unread(edge.clock.now().since(since));
+            self.way.is_last |= is_unread;
         }
     }
 
@@ -80,6 +93,7 @@ impl Responder {
             return Ok(());
         };
         self.under_way.answered(reply.status);
+        self.unpark(edge);
         // A client that does not read makes us wait here.
         let _held_up = edge.crew.held_up();
         let mut head = head(edge, &self.way, &reply);
@@ -116,6 +130,7 @@ impl Responder {
     pub(super) fn begin(mut self, edge: &Arc<Edge>, reply: Reply) -> io::Result<Chunked> {
         let writer = self.writer.take().ok_or(io::ErrorKind::NotConnected)?;
         self.under_way.answered(reply.status);
+        self.unpark(edge);
         let is_chunked = !self.way.is_1_0;
         // Without chunks, the end of the connection is the end of the answer.
         self.way.is_last |= !is_chunked;
@@ -181,5 +196,69 @@ pub(super) fn head(edge: &Edge, way: &Way, reply: &Reply) -> Vec<u8> {
 fn push(head: &mut Vec<u8>, parts: &[&str]) {
     for part in parts {
         head.extend_from_slice(part.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use parking_lot::Mutex;
+    use tiny_http::TestRequest;
+
+    use super::super::turns::{Incoming, Place, Turns};
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::logging;
+    use crate::net::sever::ListenerAddr;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The library stops to read a connection after a minute without a byte, and has closed it before a client could use
+    /// it again.
+    #[test]
+    fn who_has_waited_until_nobody_reads_any_more_hears_that_the_answer_is_the_last() {
+        let tcp = ListenerAddr::Tcp("127.0.0.1:9".parse().unwrap());
+        let unix = ListenerAddr::Unix("lockd.sock".into());
+        for (listener, seconds, is_last) in [(&tcp, 50, false), (&tcp, 58, true), (&unix, 58, false)] {
+            let clock = ManualClock::at_wall_ms(0);
+            let edge = Edge::new(listener.clone(), 1, clock.clone(), logging::off(), None);
+            let turns = Turns::new(|_, _| unreachable!("nobody waits"));
+            let incoming = Incoming::new(TestRequest::new().into(), edge.enter());
+            let Place::First(incoming, turn) = turns.enter(incoming, |_| None) else {
+                panic!("it has no turn");
+            };
+            let way = Way {
+                correlation_id: String::new(),
+                peer: incoming.peer().map(Peer::from),
+                head_only: false,
+                keeps_alive_1_0: false,
+                is_last: false,
+                is_1_0: false,
+            };
+            let sink = Sink::default();
+            let mut responder = Responder::new(Box::new(sink.clone()), way, edge.enter(), turn);
+            responder.park(&edge);
+            clock.advance(Duration::from_secs(seconds));
+            responder.answer(&edge, Reply::empty(200)).unwrap();
+            let sent = String::from_utf8(sink.0.lock().clone()).unwrap();
+            assert_eq!(
+                sent.contains("\r\nConnection: close\r\n"),
+                is_last,
+                "{listener:?}, {seconds} s: {sent}"
+            );
+        }
     }
 }

@@ -24,7 +24,7 @@ use tiny_http::Request;
 
 use super::edge::UnderWay;
 use crate::clock::Moment;
-use crate::net::peer::Mark;
+use crate::net::peer::{Mark, Peer};
 
 /// Longest line of requests behind the one that has the turn. A client that sends more is cut off.
 const WAITING_MAX: usize = 256;
@@ -115,6 +115,8 @@ struct Connections {
     count: u64,
     /// Those that were ended, since when.
     ended: HashMap<SocketAddr, Moment>,
+    /// Not before this moment, it is looked again whether too many are read that need not be.
+    next_thinning: Option<Moment>,
 }
 
 /// The requests of one connection.
@@ -122,8 +124,17 @@ struct Line {
     /// Tells it from a later one of the same address.
     number: u64,
     waiting: VecDeque<Incoming>,
-    /// The mark of the connection, once the request that has the turn is parked.
-    parked_at: Option<Mark>,
+    /// Once the request that has the turn is parked, and until it is answered.
+    parked: Option<ParkedAt>,
+    /// Nothing more is read from the connection: the next answer is its last.
+    is_unread: bool,
+}
+
+/// Where a request is parked.
+#[derive(Debug, Clone, Copy)]
+struct ParkedAt {
+    mark: Mark,
+    since: Moment,
 }
 
 /// What is to be done with a request that has come in.
@@ -169,7 +180,7 @@ impl Turns {
         let Some(peer) = incoming.peer() else {
             return Place::First(incoming, turn(None));
         };
-        if let Some((number, parked_at)) = self.parked(peer)
+        if let Some((number, parked_at)) = self.mark_of_parked(peer)
             && mark_of(peer).is_some_and(|mark| mark != parked_at)
         {
             self.connections.lock().displace(peer, number);
@@ -185,7 +196,8 @@ impl Turns {
                 vacant.insert(Line {
                     number,
                     waiting: VecDeque::new(),
-                    parked_at: None,
+                    parked: None,
+                    is_unread: false,
                 });
                 Place::First(incoming, turn(Some((peer, number))))
             }
@@ -200,10 +212,51 @@ impl Turns {
         }
     }
 
-    fn parked(&self, peer: SocketAddr) -> Option<(u64, Mark)> {
+    fn mark_of_parked(&self, peer: SocketAddr) -> Option<(u64, Mark)> {
         let connections = self.connections.lock();
         let line = connections.lines.get(&peer)?;
-        Some((line.number, line.parked_at?))
+        Some((line.number, line.parked?.mark))
+    }
+
+    /// When more than `most` connections with a parked request are read, names those whose request has waited longest, at
+    /// least `least_wait`, until half as many are left. From here on their answer is their last: they are to be read no more.
+    /// Until [`next_thinning_at`](Self::next_thinning_at) is called, nobody else is named.
+    pub(super) fn thin_readers(&self, most: usize, least_wait: Duration, now: Moment) -> Vec<Peer> {
+        let mut connections = self.connections.lock();
+        if connections.lines.len() <= most || connections.next_thinning.is_some_and(|at| now < at) {
+            return Vec::new();
+        }
+        // What waits behind a request was read before: such a client does not take its answers one by one.
+        let mut read: Vec<_> = (connections.lines.iter_mut())
+            .filter(|(_, line)| !line.is_unread && line.waiting.is_empty())
+            .filter_map(|(address, line)| Some((line.parked?, *address, line)))
+            .collect();
+        if read.len() <= most {
+            return Vec::new();
+        }
+        read.sort_unstable_by_key(|(parked, ..)| parked.since);
+        read.truncate(read.len() - most / 2);
+        let idle = read
+            .into_iter()
+            .take_while(|(parked, ..)| least_wait <= now.since(parked.since));
+        let named: Vec<_> = idle
+            .map(|(parked, address, line)| {
+                line.is_unread = true;
+                Peer {
+                    address,
+                    mark: Some(parked.mark),
+                }
+            })
+            .collect();
+        if !named.is_empty() {
+            connections.next_thinning = Some(Moment::MAX);
+        }
+        named
+    }
+
+    /// Allows the next thinning, from this moment on.
+    pub(super) fn next_thinning_at(&self, moment: Moment) {
+        self.connections.lock().next_thinning = Some(moment);
     }
 
     /// Forgets that a connection was ended: its peer has opened another one.
@@ -217,7 +270,15 @@ impl Turns {
     }
 
     fn pass_on(self: &Arc<Self>, peer: SocketAddr, number: u64) {
-        let next = self.connections.lock().next(peer, number);
+        let mut connections = self.connections.lock();
+        if let Some(never_begun) = connections.take_unread(peer, number) {
+            drop(connections);
+            // The client was told before that nothing would be done any more. In their order, since the writer of each
+            // waits for the one before.
+            return drop(never_begun);
+        }
+        let next = connections.next(peer, number);
+        drop(connections);
         if let Some(next) = next {
             let turn = Turn {
                 turns: Arc::clone(self),
@@ -241,12 +302,20 @@ impl Connections {
         }
     }
 
+    /// Forgets a line that is not read any more. Returns what was read of it all the same.
+    fn take_unread(&mut self, peer: SocketAddr, number: u64) -> Option<VecDeque<Incoming>> {
+        match self.lines.entry(peer) {
+            Entry::Occupied(line) if line.get().number == number && line.get().is_unread => Some(line.remove().waiting),
+            _ => None,
+        }
+    }
+
     /// What has the turn next in this line; a line without one is forgotten.
     fn next(&mut self, peer: SocketAddr, number: u64) -> Option<Incoming> {
         if let Entry::Occupied(mut line) = self.lines.entry(peer)
             && line.get().number == number
         {
-            line.get_mut().parked_at = None;
+            line.get_mut().parked = None;
             let next = line.get_mut().waiting.pop_front();
             if next.is_none() {
                 line.remove();
@@ -263,13 +332,24 @@ impl Connections {
 
 impl Turn {
     /// The request that has the turn waits for something, on the connection with this mark.
-    pub(super) fn park(&self, mark: Mark) {
-        let Some((peer, number)) = self.peer else { return };
-        if let Some(line) = self.turns.connections.lock().lines.get_mut(&peer)
-            && line.number == number
-        {
-            line.parked_at = Some(mark);
-        }
+    pub(super) fn park(&self, mark: Mark, since: Moment) {
+        self.with_line(|line| line.parked = Some(ParkedAt { mark, since }));
+    }
+
+    /// The request that has the turn is about to be answered. True: that answer must say that it is the last.
+    pub(super) fn unpark(&self) -> bool {
+        self.with_line(|line| {
+            line.parked = None;
+            line.is_unread
+        })
+        .unwrap_or(false)
+    }
+
+    fn with_line<T>(&self, what: impl FnOnce(&mut Line) -> T) -> Option<T> {
+        let (peer, number) = self.peer?;
+        let mut connections = self.turns.connections.lock();
+        let line = connections.lines.get_mut(&peer)?;
+        (line.number == number).then(|| what(line))
     }
 
     /// Ends the connection: nobody has a turn on it any more. To be called when its socket is shut down and the request
@@ -312,6 +392,7 @@ mod tests {
     use crate::net::sever::ListenerAddr;
 
     const PEER: &str = "127.0.0.1:40000";
+    const PEER_2: &str = "127.0.0.1:50000";
 
     /// What has got its turn, by path.
     type Served = Arc<Mutex<Vec<(String, Turn)>>>;
@@ -414,7 +495,7 @@ mod tests {
         let (turns, served, edge) = turns();
         let [old, new] = marks();
         let parked = first(turns.enter(request(&edge, PEER, "/parked"), |_| panic!("nothing is parked")));
-        parked.park(old);
+        parked.park(old, Moment::ZERO);
         let waits = turns.enter(request(&edge, PEER, "/behind"), |_| Some(old));
         assert!(matches!(waits, Place::Waits { is_too_long: false }));
         // The mark cannot be known: it waits, to be on the safe side.
@@ -437,6 +518,42 @@ mod tests {
         drop(turn);
         assert!(!turns.is_taken(PEER.parse().unwrap()));
         assert!(turns.connections.lock().displaced.is_empty());
+    }
+
+    #[test]
+    fn those_who_wait_longest_are_read_no_more_and_their_next_answer_is_the_last() {
+        let (turns, served, edge) = turns();
+        let second = |number: u64| Moment::ZERO.after(Duration::from_secs(number));
+        let address = |number: u16| SocketAddr::from(([127, 0, 0, 1], 40_000 + number));
+        let parked: Vec<_> = (0..6)
+            .map(|number| {
+                let turn = first(turns.enter(request(&edge, &address(number).to_string(), "/"), |_| None));
+                turn.park(Mark::for_tests(u64::from(number)), second(u64::from(number)));
+                turn
+            })
+            .collect();
+        let _served_at_once = first(turns.enter(request(&edge, PEER_2, "/"), |_| None));
+        let thin = |most, now| -> Vec<_> {
+            let named = turns.thin_readers(most, Duration::from_secs(2), now);
+            named.into_iter().map(|peer| peer.address).collect()
+        };
+        assert!(thin(6, second(60)).is_empty(), "they are not too many");
+        assert!(thin(5, second(1)).is_empty(), "none has waited for long");
+        // The second has sent another request.
+        turns.enter(request(&edge, &address(1).to_string(), "/behind"), |_| None);
+        assert_eq!(thin(4, second(4)), [address(0), address(2)]);
+        assert!(thin(1, second(60)).is_empty(), "one at a time");
+        turns.next_thinning_at(second(5));
+        assert!(thin(1, second(4)).is_empty(), "it is too soon");
+        assert_eq!(thin(2, second(60)), [address(3), address(4)]);
+        // What was read before it could be stopped is never begun.
+        turns.enter(request(&edge, &address(2).to_string(), "/late"), |_| None);
+        let are_last: Vec<_> = parked.iter().map(Turn::unpark).collect();
+        assert_eq!(are_last, [true, false, true, true, true, false]);
+        drop(parked);
+        let begun: Vec<_> = served.lock().drain(..).map(|(path, _)| path).collect();
+        assert_eq!(begun, ["/behind"]);
+        assert!((0..6).all(|number| !turns.is_taken(address(number))));
     }
 
     /// The marks of two connections.

@@ -21,6 +21,8 @@
 use std::io;
 use std::net::SocketAddr;
 
+use socket2::Socket;
+
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
@@ -44,9 +46,28 @@ pub enum PeerState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Mark(u64);
 
-#[cfg(test)]
 impl Mark {
+    /// The mark of a socket of ours; `None` where the kernel does not tell.
+    pub(crate) fn of(socket: &Socket) -> Option<Self> {
+        #[cfg(target_os = "linux")]
+        {
+            let cookie = rustix::net::sockopt::socket_cookie(socket).ok()?;
+            // Netlink shows it as two halves, the low one first.
+            Some(Self(if cfg!(target_endian = "big") {
+                cookie.rotate_left(32)
+            } else {
+                cookie
+            }))
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = socket;
+            None
+        }
+    }
+
     /// Any mark.
+    #[cfg(test)]
     pub(crate) fn for_tests(number: u64) -> Self {
         Self(number)
     }

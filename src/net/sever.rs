@@ -14,13 +14,15 @@
 //! Only connections that are there already are found, so stop accepting first. Linux 5.6 or later; some container profiles
 //! forbid `pidfd_getfd`. Then the answer is an error, and idle connections end when their clients close them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use socket2::{SockAddr, Socket};
+use socket2::{SockAddr, Socket, Type};
+
+use super::peer::{Mark, Peer};
 
 #[cfg(test)]
 mod tests;
@@ -69,6 +71,33 @@ pub fn sever_those(local: SocketAddr, remotes: &[SocketAddr]) -> io::Result<usiz
     Ok(severed)
 }
 
+/// Ends the reading side of the connections that were accepted at `local` and come from one of these, and says how many there
+/// were. Whoever reads one of them sees the end of its input; what is written to it still arrives. A connection with another
+/// mark than expected is left alone.
+pub fn end_reading(local: SocketAddr, peers: &[Peer]) -> io::Result<usize> {
+    let key = |remote: SocketAddr| (remote.ip().to_canonical(), remote.port());
+    let mut wanted: HashMap<_, _> = peers.iter().map(|peer| (key(peer.address), peer.mark)).collect();
+    let mut ended = 0;
+    // There may be very many, so what rules most of them out is asked first.
+    each_socket(|_, socket| {
+        if let Some(peer) = socket.peer_addr().ok().and_then(|peer| peer.as_socket())
+            && let Some(mark) = wanted.get(&key(peer))
+            && socket
+                .local_addr()
+                .is_ok_and(|own| own.as_socket().is_some_and(|own| is_at(own, local)))
+            && mark.is_none_or(|mark| Mark::of(&socket) == Some(mark))
+        {
+            wanted.remove(&key(peer));
+            ended += usize::from(socket.shutdown(Shutdown::Read).is_ok());
+        }
+        if wanted.is_empty() {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(ended)
+}
+
 /// A duplicate of the connection that was accepted at `local` and came from `remote`; `None` if there is none (any more).
 pub fn find_connection(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Socket>> {
     let mut found = None;
@@ -97,29 +126,44 @@ fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
 
 /// Shows a duplicate of each connected stream socket of this process whose own address and peer fit, until one was enough.
 /// A connection with several descriptors is shown once.
-#[cfg(target_os = "linux")]
 fn each_connection(
     fits: impl Fn(&SockAddr, &SockAddr) -> bool,
     mut show: impl FnMut(Socket) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    use std::fs;
+    let mut shown = HashSet::new();
+    each_socket(|name, socket| {
+        let is_stream = socket.r#type().is_ok_and(|kind| kind == Type::STREAM);
+        // A listener has no peer, and neither has a connection that was aborted.
+        let (Ok(address), Ok(peer)) = (socket.local_addr(), socket.peer_addr()) else {
+            return ControlFlow::Continue(());
+        };
+        if is_stream && fits(&address, &peer) && shown.insert(name) {
+            return show(socket);
+        }
+        ControlFlow::Continue(())
+    })
+}
 
+/// Shows a duplicate of each descriptor of this process that is a socket, until one was enough. The name is the same for all
+/// descriptors of one socket.
+///
+/// Nothing but sockets is duplicated: with the duplicate of a file, the record locks of the process on it would go.
+#[cfg(target_os = "linux")]
+fn each_socket(mut show: impl FnMut(PathBuf, Socket) -> ControlFlow<()>) -> io::Result<()> {
     use rustix::io::Errno;
     use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-    use socket2::Type;
 
     let doing = |what: &'static str| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     let process = pidfd_open(getpid(), PidfdFlags::empty())
         .map_err(|errno| doing("cannot open our own process")(errno.into()))?;
     // Listed before the first duplicate is made, so that duplicates are not listed.
-    let entries = fs::read_dir("/proc/self/fd").and_then(Iterator::collect::<io::Result<Vec<_>>>);
-    let mut shown = HashSet::new();
+    let entries = std::fs::read_dir("/proc/self/fd").and_then(Iterator::collect::<io::Result<Vec<_>>>);
     for entry in entries.map_err(doing("cannot list our own files"))? {
         let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // Reads like `socket:[4711]`, the same for all descriptors of one socket. Fails if closed meanwhile.
-        let Some(name) = fs::read_link(entry.path())
+        // Reads like `socket:[4711]`. Fails if closed meanwhile.
+        let Some(name) = std::fs::read_link(entry.path())
             .ok()
             .filter(|name| name.to_string_lossy().starts_with("socket:"))
         else {
@@ -130,12 +174,7 @@ fn each_connection(
             Err(Errno::BADF) => continue,
             Err(errno) => return Err(doing("cannot duplicate our own socket")(errno.into())),
         };
-        let is_stream = socket.r#type().is_ok_and(|kind| kind == Type::STREAM);
-        // A listener has no peer, and neither has a connection that was aborted.
-        let (Ok(address), Ok(peer)) = (socket.local_addr(), socket.peer_addr()) else {
-            continue;
-        };
-        if is_stream && fits(&address, &peer) && shown.insert(name) && show(socket).is_break() {
+        if show(name, socket).is_break() {
             break;
         }
     }
@@ -144,9 +183,6 @@ fn each_connection(
 
 /// Other systems have no way to find the sockets.
 #[cfg(not(target_os = "linux"))]
-fn each_connection(
-    _fits: impl Fn(&SockAddr, &SockAddr) -> bool,
-    _show: impl FnMut(Socket) -> ControlFlow<()>,
-) -> io::Result<()> {
+fn each_socket(_show: impl FnMut(PathBuf, Socket) -> ControlFlow<()>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }

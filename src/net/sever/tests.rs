@@ -55,6 +55,32 @@ fn assert_open(client: &mut (impl Read + Write), server: &mut (impl Read + Write
 }
 
 #[test]
+fn the_reading_side_of_those_who_are_named_ends_and_answers_still_arrive() {
+    let Some((listener, ListenerAddr::Tcp(local))) = listen("127.0.0.1:0") else {
+        return;
+    };
+    let (named_client, named) = connect(&listener, "127.0.0.1");
+    let (other_client, other) = connect(&listener, "127.0.0.1");
+    let (later_client, later) = connect(&listener, "127.0.0.1");
+    let peer = |client: &TcpStream, mark: &TcpStream| Peer {
+        address: client.local_addr().unwrap(),
+        mark: Mark::of(&Socket::from(mark.try_clone().unwrap())),
+    };
+    // The last has the address of one that is gone.
+    let peers = [peer(&named_client, &named), peer(&later_client, &named)];
+    let Some(ended) = permitted(end_reading(local, &peers)) else {
+        return;
+    };
+    assert_eq!(ended, 1);
+    assert_eq!((&named).read(&mut [0]).unwrap(), 0);
+    (&named).write_all(b"answer").unwrap();
+    drop(named);
+    assert_eq!(read_all(&named_client), b"answer");
+    assert_open(&mut &other_client, &mut &other);
+    assert_open(&mut &later_client, &mut &later);
+}
+
+#[test]
 fn accepted_connections_end_and_nothing_else_does() {
     // The last two are IPv4 clients of an IPv6 socket, and a listener on every address.
     for (address, to) in [
