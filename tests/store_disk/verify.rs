@@ -227,6 +227,37 @@ fn what_a_crash_leaves_is_a_remark_and_stays_as_it_is() {
     assert!(!faults(&root).is_empty());
 }
 
+/// Killed just after it was made; or the power was lost before its header had reached the disk.
+#[test]
+fn a_segment_that_was_never_completely_made_is_a_remark_unless_the_log_goes_on_there() {
+    for bytes in [&[][..], b"lk", &[0; 7], &[0; 40]] {
+        let (_dir, root) = new_root();
+        filled_root(&root);
+        let last = number_of(&log_files(&root, "segment").pop().unwrap());
+        let unmade = root.join(format!("log/{:010}.segment", last + 1));
+        fs::write(&unmade, bytes).unwrap();
+        assert_eq!(faults(&root), [], "{bytes:?}");
+        let remarks = remarks(&root);
+        assert_eq!(remarks, [format!("segment {} was never completely made", last + 1)]);
+        // A start does not stumble over it, and the log goes on behind it.
+        let options = Options {
+            segment_bytes_max: 1_500,
+            ..Options::default()
+        };
+        let store = open_with(&root, options);
+        for n in 0..20 {
+            put(&store, &format!("more/{n}"), &[1; 500]);
+        }
+        drop(store);
+        assert!(number_of(&log_files(&root, "segment").pop().unwrap()) > last + 1);
+        assert_eq!(faults(&root), [], "{bytes:?}");
+        // One that the log names is another matter.
+        let named = log_files(&root, "segment").pop().unwrap();
+        fs::write(&named, bytes).unwrap();
+        assert_ne!(faults(&root), [], "{bytes:?}");
+    }
+}
+
 #[test]
 fn a_damaged_body_is_a_fault_of_its_file() {
     let (_dir, root) = new_root();

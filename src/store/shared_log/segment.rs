@@ -257,7 +257,7 @@ fn next_number(log_dir: &Path) -> io::Result<u32> {
         .ok_or_else(|| io::Error::other("all numbers are used up"))
 }
 
-fn file_name(kind: FileKind, number: u32) -> String {
+pub(super) fn file_name(kind: FileKind, number: u32) -> String {
     match kind {
         FileKind::Segment => format!("{number:010}.segment"),
         FileKind::Snapshot => format!("{number:010}.snapshot"),

@@ -25,7 +25,7 @@ use super::lock::{Mode, TURN_FILE, try_lock};
 use super::mark::{LOCK_FILE, Position, format_line, read_format, read_mark};
 use super::operation::Operations;
 use super::recover::{BODIES_DIR, COMPACT_FILE, LOG_DIR, read_snapshot};
-use super::segment::{FileId, FrameReader, LogFile, ReadError, list_files};
+use super::segment::{FileId, FrameReader, LogFile, ReadError, file_name, list_files};
 use crate::clock::{Clock, SystemClock};
 use crate::store::{BodyId, RecordKey, StoreError};
 
@@ -300,10 +300,21 @@ impl LogCheck<'_> {
                 .fault(self.log_dir.display().to_string(), 0, "the log has no segments");
         }
         let mut walked: Vec<Walked> = Vec::new();
+        let mut unmade: Vec<(u32, StoreError)> = Vec::new();
         for number in &segments {
             match self.walk(*number, &start) {
                 Ok(segment) => walked.push(segment),
+                Err(error) if self.was_never_made(*number) => unmade.push((*number, error)),
                 Err(error) => self.segments.store_error(error),
+            }
+        }
+        for (number, error) in unmade {
+            let is_named = walked.iter().any(|other| other.sealed_for == Some(number));
+            if is_named || number == start.position.segment {
+                self.segments.store_error(error);
+            } else {
+                let remark = format!("segment {number} was never completely made");
+                self.segments.remarks.push(remark);
             }
         }
         self.follow_chain(&start, &segments, &walked);
@@ -322,6 +333,14 @@ impl LogCheck<'_> {
             self.bytes
         );
         self.snapshots.extent = format!("files: {}", snapshots.len());
+    }
+
+    /// True when not even the header of this segment reached the disk. Its name is there first, and what names it comes last.
+    fn was_never_made(&self, number: u32) -> bool {
+        let path = self.log_dir.join(segment_name(number));
+        let is_short = |metadata: fs::Metadata| metadata.len() <= FILE_HEADER_BYTES as u64;
+        fs::metadata(&path).is_ok_and(is_short)
+            && fs::read(&path).is_ok_and(|bytes| bytes.len() < FILE_HEADER_BYTES || is_room(&bytes))
     }
 
     /// Where a log begins that was never compacted. If it was, its snapshots are at fault.
@@ -532,10 +551,14 @@ impl LogCheck<'_> {
     }
 
     fn missing(&mut self, number: u32) {
-        let place = self.log_dir.join(format!("{number:010}.segment"));
+        let place = self.log_dir.join(segment_name(number));
         self.segments
             .fault(place.display().to_string(), 0, "the file is missing");
     }
+}
+
+fn segment_name(number: u32) -> String {
+    file_name(FileKind::Segment, number)
 }
 
 fn rest_of(file: &LogFile, offset: u64, length: u64) -> Result<Vec<u8>, StoreError> {
