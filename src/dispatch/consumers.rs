@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::Parked;
 use super::credit::StreamId;
@@ -287,6 +287,8 @@ impl<C: Parked> Line<C> {
 pub struct Seats {
     taken: AtomicUsize,
     max: usize,
+    /// Somebody has been told that all are taken since the last one was given away.
+    shortage_is_told: AtomicBool,
 }
 
 /// One consumer's seat, free again when this is dropped.
@@ -299,6 +301,7 @@ impl Seats {
         Arc::new(Self {
             taken: AtomicUsize::new(0),
             max,
+            shortage_is_told: AtomicBool::new(false),
         })
     }
 
@@ -306,7 +309,17 @@ impl Seats {
     pub fn take(self: &Arc<Self>) -> Option<Seat> {
         let taken = self.taken.fetch_add(1, Ordering::SeqCst);
         let seat = Seat(Arc::clone(self));
-        (taken < self.max).then_some(seat)
+        let is_free = taken < self.max;
+        if is_free {
+            self.shortage_is_told.store(false, Ordering::Relaxed);
+        }
+        is_free.then_some(seat)
+    }
+
+    /// True for the first who is refused after somebody was not: that is worth a line in the log, and all further ones are
+    /// not, however many come.
+    pub fn is_new_shortage(&self) -> bool {
+        !self.shortage_is_told.swap(true, Ordering::Relaxed)
     }
 
     /// How many are taken.
@@ -335,10 +348,12 @@ mod tests {
         let seats = Seats::new(2);
         let (first, second) = (seats.take(), seats.take());
         assert!(first.is_some() && second.is_some());
-        assert!(seats.take().is_none());
+        assert!(seats.take().is_none() && seats.is_new_shortage());
+        assert!(seats.take().is_none() && !seats.is_new_shortage());
         assert_eq!(seats.taken(), 2);
         drop(first);
         assert!(seats.take().is_some());
+        assert!(seats.is_new_shortage(), "one was free meanwhile");
         drop(second);
         assert_eq!(seats.taken(), 0);
     }

@@ -105,8 +105,10 @@ pub(super) fn dequeue(service: &Service, exchange: &mut Exchange, call: Call) ->
         return Err(draining(service));
     }
     let Some(seat) = service.messages.seats.take() else {
-        log::warn!(logger: service.edge.log, target: "queue.dispatcher.core",
-            max_consumers = service.messages.seats.max(); "queue.dispatcher.consumer_limit");
+        if service.messages.seats.is_new_shortage() {
+            log::warn!(logger: service.edge.log, target: "queue.dispatcher.core",
+                max_consumers = service.messages.seats.max(); "queue.dispatcher.consumer_limit");
+        }
         return Ok(Next::Reply(super::reply::busy(
             codes::QUEUE_BUSY,
             "too many consumers",
