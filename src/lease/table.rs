@@ -19,7 +19,8 @@ use crate::lease::rules::{Now, Refused};
 use crate::news::Listener;
 use crate::record::{KeyRecord, LeaseRecord, Participant, Subject};
 use crate::store::{Batch, BodyId, RecordKey, Store, StoreError};
-use crate::txn::commit::{Chore, Committer};
+use crate::txn::commit::Committer;
+use crate::txn::plan::Chore;
 
 /// How often a change may lose its race against other writers before it gives up.
 const ROUNDS_MAX: usize = 100;

@@ -19,7 +19,8 @@ use crate::record::{
 };
 use crate::store::{Change, Etag, Precondition, RecordKey, RecordWrite, Stored};
 use crate::txn::book::Entry;
-use crate::txn::commit::{Chore, Committer, Plan, PlannedWrite, Tells, Turn, ends_sooner, no_longer_named};
+use crate::txn::commit::{Committer, ends_sooner, no_longer_named};
+use crate::txn::plan::{Chore, Plan, PlannedWrite, Tells, Turn};
 use crate::txn::rules::{self, Leased};
 
 /// What one round of a change has read and wants to write.

@@ -4,10 +4,12 @@
 //! Where several records are one batch, everything that follows goes into the batch of the caller, so that it happens in one
 //! step. Elsewhere the decision goes into the transaction's record, and is carried out after that: see [`commit`].
 //!
-//! `rules` decides, `book` says where transactions are written down, and `commit` carries several records to the store.
+//! `rules` decides, `book` says where transactions are written down, `plan` is what a round of a change wants to be written, and
+//! `commit` carries it to the store.
 
 pub mod book;
 pub mod commit;
+pub mod plan;
 pub mod rules;
 
 use crate::error::Error;
